@@ -1,0 +1,36 @@
+# `make run` does everything, `make help` lists the rest.
+# Variables: PYTHON=python3.12 (for setup), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check).
+.PHONY: help setup run test check export outputs figures book
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/ #/' | awk -F' #  ?' '{ printf "%-9s %s\n", $$1, $$2 }'
+
+setup: .venv/.ready  ## build .venv with everything in it: about 5 minutes, mostly downloads; once only
+
+.venv/.ready: constraints.txt settings.ini setup.py
+	@PYTHON="$(PYTHON)" bash tests/tools/setup.sh
+	@touch $@
+
+run: setup  ## execute every notebook in order into _runs/, redraw figures/, print the table of results
+	@$(PY) tests/tools/run_notebooks.py $(ONLY)
+
+test: setup  ## every notebook with nbs/params/test.yaml, and the tests: at most 15 minutes
+	@$(PY) -m pytest -q tests
+
+check: setup  ## the gates: tree clean, notebooks in step with tinyr2/, hygiene, ruff: under a minute
+	@$(PY) tests/tools/gates.py --all $(addprefix --skip=,$(SKIP))
+
+export: setup  ## write tinyr2/*.py from the notebooks
+	@.venv/bin/nbdev_export
+
+outputs: setup  ## run the notebooks and store their outputs in nbs/, for readers on the web
+	@$(PY) tests/tools/outputs.py $(ONLY)
+
+figures: run  ## the same as run: the notebooks draw the figures
+
+book: setup  ## the notebooks as a web site in site/
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "open site/index.html"

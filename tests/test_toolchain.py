@@ -1,0 +1,56 @@
+"""The pins agree with each other, and the tools are the ones that are pinned."""
+import ast
+import importlib
+import re
+from configparser import ConfigParser
+from importlib.metadata import version
+
+import pytest
+from notebooks import ROOT
+from packaging.requirements import Requirement
+
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini")
+SETTINGS = SETTINGS["DEFAULT"]
+PINS = dict(re.findall(r"(?m)^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text()))
+SCRIPTS = SETTINGS["console_scripts"].split()
+
+
+def test_nbdev_is_the_last_that_reads_settings_ini():
+    assert version("nbdev") == "2.4.14", (
+        f"nbdev {version('nbdev')} is installed, this project needs 2.4.14: make setup (see CONTRIBUTING.md)")
+
+
+@pytest.mark.parametrize("extra", ["", "dev_"])
+def test_constraints_satisfy_settings(extra):
+    for requirement in map(Requirement, SETTINGS[f"{extra}requirements"].split()):
+        assert requirement.name in PINS, f"constraints.txt does not pin {requirement.name}"
+        assert requirement.specifier.contains(PINS[requirement.name]), (
+            f"constraints.txt pins {PINS[requirement.name]}, settings.ini asks for {requirement}")
+
+
+def test_constraints_are_exact_and_fit_every_platform():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert len(PINS) == sum(not line.startswith("#") for line in lines), "want NAME==VERSION on every line"
+    for name, pin in PINS.items():
+        assert re.fullmatch(r"[\d.]+(post\d+)?", pin), f"{name}=={pin}: no local tag, please"
+        assert not name.startswith("nvidia"), f"{name}: torch chooses its own CUDA packages"
+
+
+def test_setup_installs_the_pinned_versions():
+    for name, pin in re.findall(r"([\w-]+)==([\d.]+)", (ROOT / "tests" / "tools" / "setup.sh").read_text()):
+        assert PINS[name] == pin, f"setup.sh installs {name} {pin}, constraints.txt has {PINS[name]}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.split("=")[0])
+def test_console_script_is_there(script):
+    module, function = script.split("=")[1].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_package_does_not_import_its_build_tools():
+    for path in (ROOT / "tinyr2").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"nbdev", "fastcore", "execnb"}, path.name

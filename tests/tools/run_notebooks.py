@@ -1,0 +1,127 @@
+"""Execute the notebooks in order with papermill, each in a fresh kernel of this Python.
+
+    run_notebooks.py [NAME ...] [--params nbs/params/test.yaml] [--timeout SECONDS]
+
+Without --params every notebook runs as it stands, into _runs/, and draws into figures/. With a file of
+parameters (notebook name -> its parameters) copies and figures go to a folder with the file's name:
+_runs/test/ and _runs/test/figures/.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+import yaml
+from notebooks import ROOT, code_cells, read, runnable, source
+
+HEADLESS = {  # quiet and offline; a variable that is already set keeps its value
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, whatever else is registered
+}
+
+
+def environment(figures: Path | None) -> dict[str, str]:
+    """What the notebooks find in os.environ; this Python's commands come first in PATH."""
+    env = HEADLESS | os.environ
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
+    return env | ({"TINYR2_FIGURES": str(figures)} if figures else {})
+
+
+def run_notebook(path: Path, out: Path, parameters: dict | None = None, figures: Path | None = None,
+                 timeout: float = 1800) -> tuple[float, str]:
+    """Execute one notebook into the folder `out`; return the seconds, and what went wrong or ""."""
+    out.mkdir(parents=True, exist_ok=True)
+    copy = out / path.name
+    copy.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "papermill", path, copy, "--cwd", path.parent, "-k", "python3",
+               "--no-progress-bar", "--log-level", "ERROR"]
+    if parameters:
+        command += ["-y", yaml.safe_dump(parameters)]
+    start = time.monotonic()
+    with subprocess.Popen(command, env=environment(figures), text=True, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE) as process:
+        try:
+            messages = process.communicate(timeout=timeout)[1]
+        except subprocess.TimeoutExpired:
+            process.terminate()  # papermill then stops its kernel
+            messages = process.communicate()[1] + f"\nstopped after {timeout:.0f} s, the limit of a notebook"
+    return time.monotonic() - start, explain(copy, messages) if process.returncode else ""
+
+
+def explain(copy: Path, messages: str, lines: int = 12) -> str:
+    """The cell that failed or was running, and the end of its traceback or else of papermill's messages."""
+    end = [line for line in messages.strip().splitlines() if not line.startswith("[IPKernelApp]")]
+    where = []
+    for number, cell in enumerate(code_cells(read(copy)) if copy.exists() else [], 1):
+        if cell["metadata"].get("papermill", {}).get("status") in ("failed", "running"):
+            where = [f"code cell {number} (id {cell['id']}):", source(cell), "-" * 40]
+            for output in cell["outputs"]:
+                if output["output_type"] == "error":
+                    end = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output["traceback"])).splitlines()
+    return "\n".join(where + end[-lines:]) or "papermill failed without a message"
+
+
+def read_parameters(file: Path | None) -> dict[str, dict]:
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file else {}
+
+
+def run_all(notebooks: list[Path], out: Path, parameters: dict[str, dict], figures: Path | None = None,
+            timeout: float = 1800) -> list[str]:
+    """Run notebooks in order, print a line for each, write timings.json; return the names that failed."""
+    log = out / "timings.json"
+    timings = json.loads(log.read_text()) if log.exists() else {}
+    failed = []
+    for path in notebooks:
+        print(f"{path.stem:<20}", end="", flush=True)
+        seconds, problem = run_notebook(path, out, parameters.get(path.stem), figures, timeout)
+        print(f"{seconds:8.1f} s", flush=True)
+        if problem:
+            failed.append(path.stem)
+            print(f"FAILED {path.name}\n    " + problem.replace("\n", "\n    "), flush=True)
+        timings[path.stem] = {"seconds": round(seconds, 1), "ok": not problem}
+        log.write_text(json.dumps(timings, indent=1, sort_keys=True) + "\n")
+    return failed
+
+
+def results_table(file: Path) -> str:
+    """Every `key.before` of figures/results.json beside its `.after` and `.difference`."""
+    records = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    table = [f"{'':<28}{'before':>8}{'after':>8}{'change':>8}  95 % interval"]
+    for key in sorted(key.removesuffix(".before") for key in records if key.endswith(".before")):
+        if f"{key}.after" in records:
+            before, after = records[f"{key}.before"]["value"], records[f"{key}.after"]["value"]
+            change = records.get(f"{key}.difference", {})
+            interval = "[{:+.3f}, {:+.3f}]".format(*change["ci95"]) if change.get("ci95") else "not recorded"
+            table.append(f"{key:<28}{before:>8.3f}{after:>8.3f}{change.get('value', after - before):>+8.3f}"
+                         f"  {interval}")
+    return "\n".join(table) if len(table) > 1 else ""
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="notebooks to run (default: all)")
+    parser.add_argument("--params", type=Path, help="YAML file: notebook name -> its parameters")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds allowed for one notebook")
+    args = parser.parse_args()
+    out = ROOT / "_runs" / (args.params.stem if args.params else "")
+    figures = out / "figures" if args.params else None
+    failed = run_all(runnable(names=args.names), out, read_parameters(args.params), figures, args.timeout)
+    print(f"executed copies and timings.json are in {out.relative_to(ROOT)}/")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    elif not args.params and (table := results_table(ROOT / "figures" / "results.json")):
+        print(f"\n{table}\n(figures/results.json has the command of every number)")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
