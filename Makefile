@@ -1,6 +1,6 @@
 # `make run` does everything, `make help` lists the rest.
 # Variables: PYTHON=python3.12 (for setup), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check).
-.PHONY: help setup run test check export outputs figures book
+.PHONY: help setup run test check export outputs figures book readme
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -34,3 +34,6 @@ figures: run  ## the same as run: the notebooks draw the figures
 book: setup  ## the notebooks as a web site in site/
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
+
+readme: setup  ## write README.md from nbs/index.ipynb, with the stored results; and the tables of README.zh.md
+	@$(PY) tests/tools/readme.py

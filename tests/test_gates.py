@@ -73,9 +73,18 @@ def notebook_fault(**changes):
     return plant
 
 
+def stale_readme(root):
+    """An index notebook and its results, without the README that they make."""
+    shutil.copy(root / "nbs" / "00_first.ipynb", root / "nbs" / "index.ipynb")
+    (root / "figures").mkdir()
+    (root / "figures" / "results.json").write_text("{}")
+    (root / "README.zh.md").write_text("")
+
+
 FAULTS = [  # the gate, what to plant, what the gate must say
     ("tree_clean", new_file("left_behind.txt"), "left_behind.txt"),
     ("tree_clean", lambda root: shutil.rmtree(root / ".git"), "not a git repository"),
+    ("readme", stale_readme, "README.md is not up to date"),
     ("notebooks_clean", cell_fault(3, metadata={"scrolled": True}), "01_second"),
     ("notebooks_clean", cell_fault(3, execution_count=7), "01_second"),
     ("package_in_step", new_file("tinyr2/orphan.py"), "orphan.py: no notebook exports it"),

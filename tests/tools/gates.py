@@ -17,6 +17,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from pathlib import Path
 
+import readme as readme_tool
 import yaml
 from notebooks import ROOT, bad_outputs, code_cells, code_hash, is_export, paths, read, runnable, source
 
@@ -39,6 +40,11 @@ def ruff(root: Path) -> list[str]:
     command += ["tests"] if (root / "tests").exists() else []
     lint = subprocess.run(command, cwd=root, capture_output=True, text=True)
     return (lint.stdout + lint.stderr).splitlines() if lint.returncode else []
+
+
+def readme(root: Path) -> list[str]:
+    """README.md is what index.ipynb and the stored results make it; so are the tables of README.zh.md."""
+    return readme_tool.faults(root) if (root / "nbs" / "index.ipynb").exists() else []
 
 
 # --- nbdev: run it on a copy and look at what it leaves -----------------------------------------------------
@@ -273,7 +279,7 @@ def parameters(root: Path) -> list[str]:
 
 GATES = {gate.__name__: gate for gate in (
     tree_clean, notebooks_clean, package_in_step, cell_size, notebook_size, metadata, machine_paths,
-    outputs_sound, outputs_fresh, names_used, imports_backwards, parameters, ruff)}
+    outputs_sound, outputs_fresh, names_used, imports_backwards, parameters, readme, ruff)}
 
 
 def main() -> int:

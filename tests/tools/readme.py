@@ -1,0 +1,93 @@
+"""Write README.md from nbs/index.ipynb, and the generated blocks of README.zh.md.
+
+    readme.py            write both
+    readme.py --check    only say whether they are up to date
+
+The results come from figures/results.json and the measured times from nbs/.outputs.json.
+"""
+import json
+import re
+import sys
+from pathlib import Path
+
+from notebooks import ROOT, read, source
+
+HEADINGS = {"en": ["what", "before", "after", "difference", "command"],
+            "zh": ["指标", "之前", "之后", "差值", "命令"]}
+LABELS = {
+    "en": {"tiny.greedy": "tiny world: greedy pass on 64 held-out compositions, mean of {seeds} seeds",
+           "quick.smol.pass@1": "SmolLM2-135M, short run: pass@1, {n} held-out tasks",
+           "humaneval.pass@1": "SmolLM2-135M, recorded run, seed {seed}: HumanEval, greedy, {n} tasks",
+           "pass@1": "SmolLM2-135M, recorded run, seed {seed}: pass@1, {n} held-out tasks",
+           "pass@8": "SmolLM2-135M, recorded run, seed {seed}: pass@8, {n} held-out tasks"},
+    "zh": {"tiny.greedy": "tiny 世界：64 个未见组合上的贪心通过率，{seeds} 个种子的均值",
+           "quick.smol.pass@1": "SmolLM2-135M 短训练：pass@1，{n} 个留出任务",
+           "humaneval.pass@1": "SmolLM2-135M 正式训练，种子 {seed}：HumanEval 贪心，{n} 题",
+           "pass@1": "SmolLM2-135M 正式训练，种子 {seed}：pass@1，{n} 个留出任务",
+           "pass@8": "SmolLM2-135M 正式训练，种子 {seed}：pass@8，{n} 个留出任务"}}
+
+
+def results_table(records: dict, language: str) -> str:
+    """One row for every measure that has a `.before` and an `.after`."""
+    rows = ["| " + " | ".join(HEADINGS[language]) + " |", "|---|---|---|---|---|"]
+    keys = sorted(key.removesuffix(".before") for key in records if key.endswith(".before"))
+    for key in sorted(keys, key=lambda key: ("humaneval" in key, not key.startswith("tiny"), key)):
+        before, after = records[f"{key}.before"], records[f"{key}.after"]
+        label = next(text for end, text in LABELS[language].items() if key.endswith(end))
+        label = label.format(n=before["n"], seeds=len(before["seeds"]), seed=before["seeds"][0])
+        change = records.get(f"{key}.difference")
+        change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(change["value"], *change["ci95"]) if change else ""
+        numbers = [f"{before['value']:.3f}", f"{after['value']:.3f}", change]
+        rows.append(f"| {label} | {' | '.join(numbers)} | `{before['command']}` |")
+    return "\n".join(rows)
+
+
+def times_line(locks: dict, language: str) -> str:
+    """Seconds that each notebook took when its outputs were stored."""
+    times = ", ".join(f"{name} {entry['seconds']:.0f} s" for name, entry in sorted(locks.items()))
+    return {"en": f"Measured on two CPU cores: {times}.", "zh": f"在两个 CPU 核上测得：{times}。"}[language]
+
+
+def blocks(root: Path, language: str) -> dict[str, str]:
+    """The generated parts by name."""
+    records = json.loads((root / "figures" / "results.json").read_text(encoding="utf-8"))
+    locks = json.loads((root / "nbs" / ".outputs.json").read_text(encoding="utf-8"))
+    return {"results": results_table(records, language), "times": times_line(locks, language)}
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """Put each part between its markers."""
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.S)
+    return text
+
+
+def english(root: Path) -> str:
+    """README.md: the markdown of the index notebook, with its links seen from the top of the repository."""
+    cells = [source(c) for c in read(root / "nbs" / "index.ipynb")["cells"] if c["cell_type"] == "markdown"]
+    text = "\n\n".join(cell.strip() for cell in cells).replace("../", "")
+    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).replace("~~~", "```")
+    return "<!-- Written by tests/tools/readme.py from nbs/index.ipynb. -->\n\n" + fill(text, blocks(root, "en")) + "\n"
+
+
+def faults(root: Path = ROOT) -> list[str]:
+    """Which of the two files is not what this tool would write."""
+    chinese = (root / "README.zh.md").read_text(encoding="utf-8")
+    wanted = {"README.md": english(root), "README.zh.md": fill(chinese, blocks(root, "zh"))}
+    return [f"{name} is not up to date; run make readme" for name, text in wanted.items()
+            if not (root / name).exists() or (root / name).read_text(encoding="utf-8") != text]
+
+
+def main() -> int:
+    if "--check" in sys.argv:
+        print("\n".join(found := faults()) or "README.md and README.zh.md are up to date")
+        return bool(found)
+    (ROOT / "README.md").write_text(english(ROOT), encoding="utf-8")
+    chinese = ROOT / "README.zh.md"
+    chinese.write_text(fill(chinese.read_text(encoding="utf-8"), blocks(ROOT, "zh")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
