@@ -58,8 +58,9 @@ def blocks(root: Path, language: str) -> dict[str, str]:
 def fill(text: str, parts: dict[str, str]) -> str:
     """Put each part between its markers."""
     for name, part in parts.items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.S)
+        head, marker, rest = text.partition(f"<!-- {name} -->")
+        if marker:
+            text = f"{head}{marker}\n{part}\n" + rest[rest.index(f"<!-- /{name} -->"):]
     return text
 
 
