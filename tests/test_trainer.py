@@ -53,10 +53,18 @@ def test_a_teacher_equal_to_the_student_moves_nothing_at_first(world, tmp_path):
     assert trainer.state.log_history[0]["kl"] < 1e-6
 
 
+def half_failing_reward(completions, **columns):
+    return [None if i % 4 == 0 else float("sum" in text) for i, text in enumerate(completions)]
+
+
 def test_unscored_samples_are_masked_and_counted(world, tmp_path):
-    trainer = train(world, tmp_path, failing_reward, kl_coef=0.0, max_steps=1)
-    assert trainer.state.log_history[0]["unscored"] == 1
-    assert moved(trainer, world) == 0
+    trainer = train(world, tmp_path, half_failing_reward, kl_coef=0.0, max_steps=1)
+    assert trainer.state.log_history[0]["unscored"] == 0.25
+
+
+def test_a_batch_that_nobody_could_score_stops_the_run(world, tmp_path):
+    with pytest.raises(RuntimeError, match="could not be scored"):
+        train(world, tmp_path, failing_reward, kl_coef=0.0, max_steps=1)
 
 
 def test_same_seed_same_weights(world, tmp_path):

@@ -8,7 +8,7 @@ __all__ = ['FENCE', 'SLOTS', 'validate_task', 'read_json_lines', 'read_tasks', '
            'tiny_tasks', 'tiny_tokenizer', 'left_pad', 'DataCollatorForOPD', 'validate_record', 'OPDDataset', 'sft',
            'confusions', 'noisy_rows', 'TinyWorld', 'tiny_world']
 
-# %% ../nbs/03_collator.ipynb #9c0d7f80
+# %% ../nbs/03_collator.ipynb #533852f5
 import ast
 import codecs
 import contextlib
@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -155,7 +156,7 @@ def format_prompt(tokenizer, prompt: str) -> str:
     text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     return text + FENCE + "python\n"
 
-# %% ../nbs/03_collator.ipynb #061becb8
+# %% ../nbs/03_collator.ipynb #7378237b
 def stop_token_ids(tokenizer) -> list[int]:
     """Return the ids that end a completion: EOS, then for chat models every token that holds a fence."""
     if tokenizer.eos_token_id is None:
@@ -165,8 +166,9 @@ def stop_token_ids(tokenizer) -> list[int]:
 
 
 def extract_program(completion: str) -> str:
-    """Return the text up to the first fence: all of it if there is none, "" if it starts with one."""
-    return completion.split(FENCE, 1)[0]
+    """Return the first block that opens with a python fence; else the text up to the first fence, or all of it."""
+    opened = re.search(r"```(?:python|py)\n(.*)", completion, flags=re.S)
+    return (opened.group(1) if opened else completion).split(FENCE, 1)[0]
 
 # %% ../nbs/03_collator.ipynb #7c203be2
 def completion_mask(completion_ids: torch.Tensor, stop_ids: list[int]) -> torch.Tensor:
@@ -491,7 +493,7 @@ def _train_world(folder: Path, seed: int, teacher_steps: int, student_steps: int
         sft(model, tokenizer, corpus, steps, lr, seed)
         model.save_pretrained(folder / name)
 
-# %% ../nbs/03_collator.ipynb #28297850
+# %% ../nbs/03_collator.ipynb #ca842f98
 @contextlib.contextmanager
 def _apart():
     """Run the block on one torch thread; then put the threads and all random states back as they were."""
@@ -510,7 +512,7 @@ def _recipe(*args) -> str:
     """Return a hash of all that made a tiny world: sources, word lists, arguments and versions."""
     makers = (tiny_prompt, tiny_program, _draw_lists, tiny_tasks, tiny_tokenizer, confusions, noisy_rows,
               shrink, format_prompt, encode_prompt, encode_completion, DataCollatorForOPD.__call__, _to_batch,
-              _train_world, sft)
+              _train_world, sft, stop_token_ids, _feature_rows, _pad_right)
     versions = [package.__version__ for package in (torch, transformers, tokenizers)]
     text = repr((args, SLOTS, versions)) + "".join(map(inspect.getsource, makers))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,8 +7,9 @@ __all__ = ['pass_at_k', 'bootstrap_ci', 'Evaluation', 'evaluate', 'load_benchmar
            'divergence_from', 'EvalArguments', 'named_tasks', 'eval_cli', 'TrainArguments', 'measure', 'train_cli',
            'table_rows', 'report']
 
-# %% ../nbs/11_evaluation.ipynb #2e831218
+# %% ../nbs/11_evaluation.ipynb #5200a6bd
 import hashlib
+import inspect
 import json
 import math
 import sys
@@ -21,8 +22,9 @@ import torch
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 from trl import TrlParser
 
+from . import data, reward, sampling, sandbox
 from .data import extract_program, load_tasks, read_tasks
-from .environment import cache_dir, load_model, load_tokenizer, record
+from .environment import cache_dir, load_model, load_tokenizer, pick_device, record
 from .objective import hidden_divergence
 from .reward import shared_sandbox
 from .sampling import Rollout, rollout, sample_many
@@ -44,7 +46,7 @@ def bootstrap_ci(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> tupl
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return float(low), float(high)
 
-# %% ../nbs/11_evaluation.ipynb #d99f38c1
+# %% ../nbs/11_evaluation.ipynb #f41f5f08
 @dataclass
 class Evaluation:
     """Outcome of sampling `n` programs for each of the tasks."""
@@ -67,6 +69,7 @@ class Evaluation:
             for k in sorted({1, n})
         }
         texts = [text for row in self.completions for text in row]
+        out["unscored"] = {"value": self.unscored}
         out["tests passed"] = {"value": float(np.mean(self.scores))}
         out["characters"] = {"value": float(np.mean([len(text) for text in texts]))}
         return out
@@ -76,10 +79,12 @@ class Evaluation:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(asdict(self)))
 
-# %% ../nbs/11_evaluation.ipynb #cff4694f
+# %% ../nbs/11_evaluation.ipynb #0535b930
 def _fingerprint(model: PreTrainedModel, *settings: object) -> str:
     """Hash of a model's weights and of whatever else decides a result."""
-    digest = hashlib.sha256(json.dumps(settings, default=repr, sort_keys=True).encode())
+    code = [inspect.getsource(module) for module in (data, reward, sampling, sandbox)]
+    decides = (settings, code, model.config.to_json_string(), model.device.type)
+    digest = hashlib.sha256(json.dumps(decides, default=repr, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -102,7 +107,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: 
     passes = [[score == 1.0 for score in row] for row in scores]
     unscored = sum(v.reward is None for v in verdicts)
     result = Evaluation([t["task_id"] for t in tasks], passes, scores, groups, unscored)
-    result.save(path)
+    if not unscored:
+        result.save(path)
     return result
 
 # %% ../nbs/11_evaluation.ipynb #da025dd5
@@ -210,20 +216,22 @@ def named_tasks(name: str) -> list[dict]:
     """The package's own split of that name, or a task file."""
     return load_tasks(name) if name in ("train", "validation", "test") else read_tasks(name)
 
-# %% ../nbs/11_evaluation.ipynb #43582e4d
+# %% ../nbs/11_evaluation.ipynb #9660c90b
 def eval_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-eval`."""
     (args,) = HfArgumentParser(EvalArguments).parse_args_into_dataclasses(argv)
     source = args.benchmark or args.tasks
     tasks = (load_benchmark(args.benchmark) if args.benchmark else named_tasks(args.tasks))[: args.limit]
-    options = {"num_samples": args.num_samples, "temperature": args.temperature, "seed": args.seed}
+    options = {"temperature": args.temperature, "seed": args.seed}
+    options["num_samples"] = args.num_samples if args.temperature else 1  # greedy samples are all alike
     options["dtype"] = torch.bfloat16 if args.bf16 else None
     options["max_completion_length"] = args.max_completion_length
-    result = evaluate(load_model(args.model), load_tokenizer(args.model), tasks, **options)
+    model = load_model(args.model, device=pick_device())
+    result = evaluate(model, load_tokenizer(args.model), tasks, **options)
     if args.output:
         result.save(args.output)
     summary = result.summary()
-    print(f"\n{args.model} on {len(tasks)} tasks of {source}, {args.num_samples} samples each")
+    print(f"\n{args.model} on {len(tasks)} tasks of {source}, {options['num_samples']} samples each")
     for name, entry in summary.items():
         interval = "[{:.3f}, {:.3f}]".format(*entry["ci95"]) if "ci95" in entry else ""
         print(f"  {name:14} {entry['value']:8.3f}  {interval}")
@@ -257,7 +265,7 @@ def measure(model, tokenizer, args: TrainArguments, config: OPDConfig) -> dict[s
         out["humaneval"] = evaluate(model, tokenizer, load_benchmark(), **options)
     return out
 
-# %% ../nbs/11_evaluation.ipynb #24600ae1
+# %% ../nbs/11_evaluation.ipynb #04bce61a
 def train_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-train`."""
     words = sys.argv[1:] if argv is None else argv
@@ -265,7 +273,9 @@ def train_cli(argv: list[str] | None = None) -> dict:
     tasks, tokenizer = named_tasks(args.tasks), load_tokenizer(args.model)
     model = load_model(args.model, device=config.device)
     before = measure(model, tokenizer, args, config)
-    teacher = load_model(args.teacher or args.model)
+    teacher = load_model(args.teacher or args.model, device=config.device)
+    if load_tokenizer(args.teacher or args.model).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"teacher: expected the vocabulary of {args.model}, {args.teacher} has another one")
     trainer = OPDTrainer(model, teacher, args=config, train_dataset=tasks, processing_class=tokenizer)
     start, cpu = time.time(), time.process_time()
     trainer.train()

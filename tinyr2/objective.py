@@ -42,7 +42,7 @@ def future_sum(values: torch.Tensor, gamma: float) -> torch.Tensor:
         out[:, t] = gamma * (values[:, t + 1] + out[:, t + 1])
     return out
 
-# %% ../nbs/06_objective.ipynb #26bb19a3
+# %% ../nbs/06_objective.ipynb #4f1e21c7
 def opd_loss(
     logprobs: torch.Tensor,
     divergence: torch.Tensor,
@@ -61,6 +61,9 @@ def opd_loss(
     normalization: "token_mean" divides the sum by the completion tokens, "sequence_sum" by the sequences,
     "none" returns one value per row. `denominator` replaces the count for a step cut into micro-batches.
     """
+    if not logprobs.shape == divergence.shape == mask.shape or advantages.shape != logprobs.shape[:1]:
+        raise ValueError(f"opd_loss: expected [N, T] three times and advantages [N], got {tuple(logprobs.shape)}, "
+                         f"{tuple(divergence.shape)}, {tuple(mask.shape)} and {tuple(advantages.shape)}")  # fmt: skip
     mask = mask.to(logprobs.dtype)
     divergence = divergence * mask
     credit = -reward_coef * advantages[:, None] + kl_coef * future_sum(divergence.detach(), gamma)
@@ -116,7 +119,7 @@ def _slice_terms(hidden, teacher_hidden, head, teacher_head, ids, temperature, b
         teacher_logits = F.linear(teacher_hidden, teacher_head).float() / temperature
     return logprobs, token_divergence(logits, teacher_logits, beta), entropy
 
-# %% ../nbs/06_objective.ipynb #f5253d52
+# %% ../nbs/06_objective.ipynb #e07e11b0
 def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor,
                       teacher_hidden: torch.Tensor | None = None, teacher_head: torch.Tensor | None = None, *,
                       temperature: float = 1.0, beta: float = 1.0, chunk: int = 256) -> PositionTerms:  # fmt: skip
@@ -127,8 +130,8 @@ def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tenso
     """
     if teacher_head is not None and teacher_head.shape[0] != head.shape[0]:
         raise ValueError(
-            f"teacher_head: expected {head.shape[0]} tokens like the student's, got {teacher_head.shape[0]}; "
-            "teacher and student need one tokenizer"
+            f"teacher_head: expected {head.shape[0]} rows like the student's, got {teacher_head.shape[0]}; "
+            "teacher and student need one vocabulary"
         )
     parts = []
     for at in range(0, len(ids), chunk):
@@ -138,7 +141,7 @@ def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tenso
         parts.append(checkpoint(_slice_terms, *inputs, use_reentrant=False))
     return PositionTerms(*[torch.cat(column) for column in zip(*parts)])
 
-# %% ../nbs/06_objective.ipynb #e4022769
+# %% ../nbs/06_objective.ipynb #252b97c1
 PRESETS = {
     "article": {
         "reward_coef": 0.8,
@@ -151,7 +154,7 @@ PRESETS = {
         "kl_coef": 1.0,
         "gamma": 0.0,
         "baseline": "none",
-    },  # DeepSeek-V4 report, eq. 29
+    },  # one teacher of its eq. 29
     "sequence_opd": {
         "reward_coef": 0.0,
         "kl_coef": 1.0,

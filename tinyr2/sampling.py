@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'counter_uniforms', 'draw', 'Decoder', 'Rollout', 'rollout', 'sample_many']
 
-# %% ../nbs/07_rollout.ipynb #b00562a1
+# %% ../nbs/07_rollout.ipynb #40b0f70e
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import completion_mask, format_prompt, left_pad, stop_token_ids
 
@@ -174,26 +174,23 @@ def _decode(decoder: Decoder, ids, mask, uniforms, stop_ids, temperature: float,
         position = position + 1
     return out, logprobs
 
-# %% ../nbs/07_rollout.ipynb #ccd4beaa
+# %% ../nbs/07_rollout.ipynb #7a63efdb
 def _generate(model, ids, mask, num_generations, stop_ids, temperature, pad_id, length, seed):
-    options = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False}
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        out = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=length,
-            eos_token_id=stop_ids,
-            pad_token_id=pad_id,
-            num_return_sequences=num_generations,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **options,
-        )
+    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=length, eos_token_id=stop_ids, pad_token_id=pad_id, num_return_sequences=num_generations,
+        output_logits=True, return_dict_in_generate=True, **drawing,
+    )  # fmt: skip
+    inherited, model.generation_config = model.generation_config, config
+    training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            out = model.generate(ids, attention_mask=mask, generation_config=config)
+    finally:
+        model.generation_config = inherited
+        model.train(training)
     tokens = out.sequences[:, ids.shape[1] :]
     logits = torch.stack(out.logits, 1).float() / (temperature or 1.0)
     scores = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
@@ -202,7 +199,10 @@ def _generate(model, ids, mask, num_generations, stop_ids, temperature, pad_id, 
 
 
 def _is_llama_like(model: PreTrainedModel) -> bool:
-    return model.config.model_type in ("llama", "qwen2") and not getattr(model, "peft_config", None)
+    config = model.config
+    plain = getattr(config, "hidden_act", "") == "silu" and not getattr(config, "mlp_bias", False)
+    full = not getattr(config, "use_sliding_window", False) and not getattr(model, "peft_config", None)
+    return config.model_type in ("llama", "qwen2") and plain and full
 
 # %% ../nbs/07_rollout.ipynb #8e1bcb3d
 @torch.no_grad()

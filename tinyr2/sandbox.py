@@ -184,10 +184,11 @@ def leave_network() -> str:
     flags = 0x40000000 | 0x08000000 | (0 if os.geteuid() == 0 else 0x10000000)  # NEWNET | NEWIPC (| NEWUSER)
     return "on" if LIBC.unshare(flags) == 0 else f"off: errno {ctypes.get_errno()}"
 
-# %% ../nbs/04_sandbox.ipynb #360f80df
+# %% ../nbs/04_sandbox.ipynb #5d3619eb
 _PRELOAD = (
-    "bisect collections copy dataclasses datetime decimal enum fractions functools heapq itertools json math "
-    "operator random re statistics string textwrap typing unicodedata"
+    "abc array base64 bisect calendar cmath collections contextlib copy dataclasses datetime decimal enum fractions "
+    "functools hashlib heapq io itertools json math numbers operator os pprint queue random re statistics string "
+    "struct textwrap time traceback types typing unicodedata warnings encodings.idna"
 ).split()
 
 
@@ -340,7 +341,7 @@ def from_wire(data: list) -> object:
             return {from_wire(key): from_wire(value) for key, value in items}
     return object()
 
-# %% ../nbs/04_sandbox.ipynb #a9ab9f35
+# %% ../nbs/04_sandbox.ipynb #2fb99114
 def judge_check(sock: socket.socket, program: str, test: Check, passed: list[bool]) -> tuple[str, str]:
     """Run a `Check` against one child; the same contract as `judge`."""
     if fault := load_program(sock, program):
@@ -355,6 +356,7 @@ def judge_check(sock: socket.socket, program: str, test: Check, passed: list[boo
     space: dict = {}
     try:
         exec(test.source, space)
+        space[test.entry_point] = candidate  # some checks call the function by its name
         space["check"](candidate)
     except (OSError, EOFError, ProtocolError):
         raise
@@ -363,13 +365,14 @@ def judge_check(sock: socket.socket, program: str, test: Check, passed: list[boo
     passed[0] = True
     return "ok", ""
 
-# %% ../nbs/04_sandbox.ipynb #a4832f57
+# %% ../nbs/04_sandbox.ipynb #4565e485
 def parse_tests(tests: list[dict] | Check) -> list[dict] | Check:
     """Attach the expected wire value to every test; `ValueError` names the test that is no literal."""
     if isinstance(tests, Check):
         return tests
     ready = []
     for i, test in enumerate(tests):
+        test = {name: value for name, value in test.items() if value is not None}  # tables fill gaps with None
         if "returns" in test:
             try:
                 expected = _literal(test["returns"])

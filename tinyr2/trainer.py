@@ -21,7 +21,7 @@ from .objective import group_advantages, hidden_divergence, opd_loss
 from .reward import combine_rewards, tests_reward
 from .sampling import Rollout, rollout, sample_many
 
-# %% ../nbs/08_opd_loop.ipynb #245be68e
+# %% ../nbs/08_opd_loop.ipynb #d86fa5a9
 def _setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
@@ -46,7 +46,7 @@ class OPDConfig(TrainingArguments):
     learning_rate: float = _setting(1e-5, "AdamW learning rate.")
     logging_steps: float = _setting(1, "Steps between log entries.")
     remove_unused_columns: bool = _setting(False, "Kept False: rewards read the columns.")
-    save_strategy: str = _setting("no", "The model is saved at the end of the run.")
+    save_strategy: str = _setting("no", "No checkpoints; call save_model() at the end.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -216,7 +216,7 @@ class OPDTrainer(_OPDSteps):
         """One optimizer step's gradient from the prompts `inputs`."""
         return opd_step(self, model, inputs)
 
-# %% ../nbs/08_opd_loop.ipynb #c086ebf4
+# %% ../nbs/08_opd_loop.ipynb #b5289fb0
 def opd_step(trainer: OPDTrainer, model: PreTrainedModel, rows: list[dict]) -> torch.Tensor:
     """Roll out, score and back-propagate one batch of prompts; returns the surrogate's value."""
     clock = [time.perf_counter()]
@@ -224,6 +224,8 @@ def opd_step(trainer: OPDTrainer, model: PreTrainedModel, rows: list[dict]) -> t
     clock.append(time.perf_counter())
     rewards, parts = trainer.score(rows, batch)
     clock.append(time.perf_counter())
+    if rewards.isnan().float().mean() > 0.5:
+        raise RuntimeError("reward: more than half of the batch could not be scored; the sandbox or a reward is broken")
     advantages = group_advantages(rewards, trainer.args.baseline).flatten()
     model.train()
     means = accumulate_gradients(model, trainer.teacher, batch, advantages, trainer.args)
@@ -234,10 +236,12 @@ def opd_step(trainer: OPDTrainer, model: PreTrainedModel, rows: list[dict]) -> t
     note_metrics(trainer._metrics, means, rewards, parts, batch, batch.truncated(stop_ids))
     return torch.tensor(means["loss"], device=rewards.device)
 
-# %% ../nbs/08_opd_loop.ipynb #950976f4
+# %% ../nbs/08_opd_loop.ipynb #23dd9943
 def note_metrics(kept: dict[str, list], means: dict, rewards: torch.Tensor, parts: dict, batch, truncated) -> None:
     """Keep one step's metrics, under TRL's names, until the next log entry."""
-    spread = rewards.nan_to_num().std(1, correction=0)
+    valid = ~rewards.isnan()
+    centred = (rewards - rewards.nanmean(1, keepdim=True)).nan_to_num()
+    spread = (centred**2).sum(1).div(valid.sum(1).clamp(min=1)).sqrt()
     values = {name: value for name, value in means.items() if name != "loss"}
     values |= {"reward": rewards.nanmean(), "reward_std": spread.mean(), "unscored": rewards.isnan().float().mean()}
     values["frac_reward_zero_std"] = (spread < 1e-6).float().mean()
