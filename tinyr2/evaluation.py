@@ -7,7 +7,7 @@ __all__ = ['pass_at_k', 'bootstrap_ci', 'Evaluation', 'evaluate', 'load_benchmar
            'divergence_from', 'EvalArguments', 'named_tasks', 'eval_cli', 'TrainArguments', 'measure', 'train_cli',
            'table_rows', 'report']
 
-# %% ../nbs/11_evaluation.ipynb #5200a6bd
+# %% ../nbs/11_evaluation.ipynb #7149c8b7
 import hashlib
 import inspect
 import json
@@ -22,7 +22,6 @@ import torch
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 from trl import TrlParser
 
-from . import data, reward, sampling, sandbox
 from .data import extract_program, load_tasks, read_tasks
 from .environment import cache_dir, load_model, load_tokenizer, pick_device, record
 from .objective import hidden_divergence
@@ -79,10 +78,11 @@ class Evaluation:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(asdict(self)))
 
-# %% ../nbs/11_evaluation.ipynb #0535b930
+# %% ../nbs/11_evaluation.ipynb #023037fb
 def _fingerprint(model: PreTrainedModel, *settings: object) -> str:
     """Hash of a model's weights and of whatever else decides a result."""
-    code = [inspect.getsource(module) for module in (data, reward, sampling, sandbox)]
+    names = ("data", "reward", "sampling", "sandbox")
+    code = [inspect.getsource(sys.modules[f"tinyr2.{name}"]) for name in names]
     decides = (settings, code, model.config.to_json_string(), model.device.type)
     digest = hashlib.sha256(json.dumps(decides, default=repr, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
