@@ -28,12 +28,14 @@ LABELS = {
 
 
 def results_table(records: dict, language: str) -> str:
-    """One row for every measure that has a `.before` and an `.after`."""
+    """One row for every measure that has a label, a `.before` and an `.after`."""
     rows = ["| " + " | ".join(HEADINGS[language]) + " |", "|---|---|---|---|---|"]
     keys = sorted(key.removesuffix(".before") for key in records if key.endswith(".before"))
     for key in sorted(keys, key=lambda key: ("humaneval" in key, not key.startswith("tiny"), key)):
         before, after = records[f"{key}.before"], records[f"{key}.after"]
-        label = next(text for end, text in LABELS[language].items() if key.endswith(end))
+        label = next((text for end, text in LABELS[language].items() if key.endswith(end)), None)
+        if label is None:
+            continue
         label = label.format(n=before["n"], seeds=len(before["seeds"]), seed=before["seeds"][0])
         change = records.get(f"{key}.difference")
         change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(change["value"], *change["ci95"]) if change else ""
