@@ -98,7 +98,7 @@ FAULTS = [  # the gate, what to plant, what the gate must say
     ("metadata", cell_fault(3, execution_count=1), "execution count"),
     ("machine_paths", cell_fault(3, source="open('/home/me/notes')"), "/home/me"),
     ("machine_paths", output("stream", name="stdout", text=["see /tmp/x"]), "/tmp/x"),
-    ("machine_paths", output("display_data", data={"text/plain": ["site-packages/x.py"]}), "site-packages"),
+    ("machine_paths", output("display_data", data={"text/plain": ["lib/site-packages/x.py"]}), "site-packages"),
     ("outputs_sound", output("error", ename="ValueError", evalue="no", traceback=[]), "ValueError: no"),
     ("outputs_sound", output("stream", name="stderr", text=["a warning"]), "a warning"),
     ("outputs_fresh", cell_fault(3, source="quadruple(2)"), "make outputs ONLY=01_second"),

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #739be685
+# %% ../nbs/index.ipynb #344a765f
 from importlib import import_module
 
 _HOME = {
@@ -19,6 +19,8 @@ _HOME = {
     "Sandbox": "sandbox",
     "tests_reward": "reward",
     "pep8_reward": "reward",
+    "growth_reward": "reward",
+    "length_penalty": "reward",
     "shrink": "model",
     "count_parameters": "model",
     "pass_at_k": "evaluation",

@@ -22,7 +22,7 @@ import yaml
 from notebooks import ROOT, bad_outputs, code_cells, code_hash, is_export, paths, read, runnable, source
 
 EXPORT_LINES, DEMO_LINES, LINE_WIDTH, NOTEBOOK_KB = 30, 40, 120, 400
-MACHINE_PATH = re.compile(r"""(?<![\w.:/~+=-])/(home|Users|root|work|tmp)(?![\w.-])|site-packages""")
+MACHINE_PATH = re.compile(r"""(?<![\w.:/~+=-])/(home|Users|root|work|tmp)(?![\w.-])|/site-packages""")
 
 
 # --- the repository -----------------------------------------------------------------------------------------
