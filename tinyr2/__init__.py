@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #344a765f
+# %% ../nbs/index.ipynb #f2dc32fa
 from importlib import import_module
 
 _HOME = {
@@ -18,6 +18,7 @@ _HOME = {
     "rollout": "sampling",
     "Sandbox": "sandbox",
     "tests_reward": "reward",
+    "solved_reward": "reward",
     "pep8_reward": "reward",
     "growth_reward": "reward",
     "length_penalty": "reward",

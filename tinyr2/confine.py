@@ -51,7 +51,7 @@ def to_wire(value: object, depth: int = 0) -> list:
         return ["dict", [[to_wire(k, depth + 1), to_wire(v, depth + 1)] for k, v in value.items()]]
     return ["opaque", kind.__name__]
 
-# %% ../nbs/04_confine.ipynb #1c5127ff
+# %% ../nbs/04_confine.ipynb #c9f3f985
 MAX_FRAME = 1 << 20  # bytes
 
 
@@ -74,10 +74,10 @@ def recv_frame(sock: socket.socket) -> object:
             raise EOFError
         data += chunk
         size = struct.unpack_from("!I", data)[0] if len(data) >= 4 else 0
-        if size > MAX_FRAME or len(data) > 4 + size > 4:
+        if size > MAX_FRAME or len(data) > max(4 + size, 4):
             raise ProtocolError(f"{len(data)} bytes for a frame of {size}, at most {MAX_FRAME}")
     try:
-        return json.loads(data[4:])
+        return json.loads(data[4:].decode())  # text first: json would guess other encodings
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not a JSON frame: {type(error).__name__}") from None
 
@@ -111,7 +111,7 @@ def limit_self(sock_fd: int, timeout: float, memory_mb: int, slot: int) -> None:
     LIBC.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     LIBC.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: die with the server
 
-# %% ../nbs/04_confine.ipynb #3ad43949
+# %% ../nbs/04_confine.ipynb #a181a937
 def readable_paths(modules: list[str]) -> list[str]:
     """What a program may read: the standard library without installed packages, time zones, `modules`."""
     stdlib = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
@@ -119,7 +119,9 @@ def readable_paths(modules: list[str]) -> list[str]:
     inside = [path for folder in stdlib for path in folder.iterdir() if path.name not in closed]
     for name in modules:
         inside += map(Path, getattr(sys.modules.get(name), "__path__", ()))
-    return [str(path) for path in [*inside, Path("/usr/share/zoneinfo")] if path.exists()]
+    libraries = sysconfig.get_config_var("MULTIARCH") or "none"  # ssl, sqlite3 and others load one from there
+    inside += map(Path, (f"/usr/lib/{libraries}", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"))
+    return [str(path) for path in inside if path.exists()]
 
 
 def landlock(readable: list[str], listable: list[str]) -> str:
@@ -214,7 +216,7 @@ def open_interpreter(prefix: str = sys.base_prefix) -> str:
     os.close(folder)
     return "on" if done == 0 else f"off: errno {ctypes.get_errno()}"
 
-# %% ../nbs/04_confine.ipynb #88141865
+# %% ../nbs/04_confine.ipynb #4c811d73
 _START = 1_700_000_000.0  # what every program's clock shows first: 14 November 2023, in seconds since 1970
 
 
@@ -231,14 +233,25 @@ def fix_chance(start: float = _START) -> None:
     for name in ("localtime", "gmtime", "ctime"):
         real = getattr(time, name)
         setattr(time, name, lambda seconds=None, real=real: real(now() if seconds is None else seconds))
+    _fix_dates(now)
+    seed = random.Random.seed
+    random.Random.seed = lambda self, a=None, version=2: seed(self, 0 if a is None else a, version)
+    random.seed = random._inst.seed
+    random.seed(0)
+    os.urandom = random._urandom = random.Random(0).randbytes
+    os.getpid = lambda: 1000
+
+
+def _fix_dates(now) -> None:
+    """`now` and `today` of `datetime` and `date` ask the clock `now()`; real instances stay instances."""
     moment, day = datetime.datetime, datetime.date
     fixed = {"now": lambda cls, tz=None: cls.fromtimestamp(now(), tz), "today": lambda cls: cls.fromtimestamp(now())}
     fixed["utcnow"] = lambda cls: cls.fromtimestamp(now(), datetime.timezone.utc).replace(tzinfo=None)
     fixed = {name: classmethod(function) for name, function in fixed.items()}
-    datetime.datetime = type("datetime", (moment,), {**fixed, "__module__": "datetime"})
-    datetime.date = type("date", (day,), {"today": fixed["today"], "__module__": "datetime"})
-    random.seed(0)
-    os.urandom = random._urandom = random.Random(0).randbytes
+    for real, names in ((moment, fixed), (day, {"today": fixed["today"]})):
+        alike = {"__instancecheck__": lambda cls, x, real=real: isinstance(x, real)}
+        kind = type("type", (type,), alike | {"__subclasscheck__": lambda cls, c, real=real: issubclass(c, real)})
+        setattr(datetime, real.__name__, kind(real.__name__, (real,), {**names, "__module__": "datetime"}))
 
 # %% ../nbs/04_confine.ipynb #341531d2
 def answer_calls(sock: socket.socket) -> None:

