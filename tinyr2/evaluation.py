@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['pass_at_k', 'bootstrap_ci', 'Evaluation', 'evaluate', 'load_benchmark', 'judge_of', 'program_of', 'compare',
            'divergence_from', 'EvalArguments', 'named_tasks', 'eval_cli', 'TrainArguments', 'measure', 'train_cli',
-           'table_rows', 'report']
+           'table_rows', 'report', 'side_measures', 'average_runs']
 
-# %% ../nbs/11_evaluation.ipynb #7149c8b7
+# %% ../nbs/11_evaluation.ipynb #64ad2b8f
 import hashlib
 import inspect
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from trl import TrlParser
 
 from .data import extract_program, load_tasks, read_tasks
 from .environment import cache_dir, load_model, load_tokenizer, pick_device, record
-from .objective import hidden_divergence
+from .objective import PRESETS, hidden_divergence
+from . import reward
 from .reward import shared_sandbox
 from .sampling import Rollout, rollout, sample_many
 from .sandbox import Check
@@ -78,10 +80,10 @@ class Evaluation:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(asdict(self)))
 
-# %% ../nbs/11_evaluation.ipynb #023037fb
+# %% ../nbs/11_evaluation.ipynb #45f54230
 def _fingerprint(model: PreTrainedModel, *settings: object) -> str:
     """Hash of a model's weights and of whatever else decides a result."""
-    names = ("data", "reward", "sampling", "sandbox")
+    names = ("data", "reward", "sampling", "confine", "sandbox")
     code = [inspect.getsource(sys.modules[f"tinyr2.{name}"]) for name in names]
     decides = (settings, code, model.config.to_json_string(), model.device.type)
     digest = hashlib.sha256(json.dumps(decides, default=repr, sort_keys=True).encode())
@@ -160,7 +162,7 @@ def compare(before: Evaluation, after: Evaluation, k: int = 1) -> dict:
         "worse": int((difference < 0).sum()),
     }
 
-# %% ../nbs/11_evaluation.ipynb #67199d90
+# %% ../nbs/11_evaluation.ipynb #1a8a3006
 def _batch_divergence(models, sampled: Rollout, temperature: float) -> float:
     """Summed KL between two models over the tokens of a rollout."""
     prefixes = [read_prompts(model.model, sampled) for model in models]
@@ -173,7 +175,7 @@ def _batch_divergence(models, sampled: Rollout, temperature: float) -> float:
             read_completions(model.model, sampled, prefix, rows, width)[mask]
             for model, prefix in zip(models, prefixes)
         )
-        terms = hidden_divergence(ours, heads[0], ids[mask], theirs, heads[1], temperature=temperature)
+        terms = hidden_divergence(ours, heads[0], ids[mask], [(theirs, heads[1], 1.0)], temperature=temperature)
         total += terms.divergence.sum().item()
     return total
 
@@ -191,7 +193,7 @@ def divergence_from(model: PreTrainedModel, teacher: PreTrainedModel, tokenizer:
         tokens += sampled.completion_mask.sum().item()
     return {"kl_per_token": total / tokens, "kl_per_program": total / len(tasks), "tokens": tokens / len(tasks)}
 
-# %% ../nbs/11_evaluation.ipynb #a9656c55
+# %% ../nbs/11_evaluation.ipynb #8065d7e6
 def _flag(default, text: str):
     return field(default=default, metadata={"help": text})
 
@@ -210,16 +212,22 @@ class EvalArguments:
     seed: int = _flag(1, "Names the sampling noise.")
     bf16: bool = _flag(True, "Decode in bfloat16.")
     output: str | None = _flag(None, "Write every outcome to this JSON file.")
+    runs: list[str] | None = _flag(None, "Instead: folders of finished training runs, one per seed, to average.")
+    record_as: str | None = _flag(None, "With --runs: store the averages in figures/results.json under this key.")
 
 
 def named_tasks(name: str) -> list[dict]:
     """The package's own split of that name, or a task file."""
     return load_tasks(name) if name in ("train", "validation", "test") else read_tasks(name)
 
-# %% ../nbs/11_evaluation.ipynb #9660c90b
+# %% ../nbs/11_evaluation.ipynb #e8134a25
 def eval_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-eval`."""
     (args,) = HfArgumentParser(EvalArguments).parse_args_into_dataclasses(argv)
+    if args.runs:
+        words = sys.argv[1:] if argv is None else argv
+        print(json.dumps(found := average_runs(args.runs, args.record_as, "tinyr2-eval " + " ".join(words))))
+        return 0 if argv is None else found
     source = args.benchmark or args.tasks
     tasks = (load_benchmark(args.benchmark) if args.benchmark else named_tasks(args.tasks))[: args.limit]
     options = {"temperature": args.temperature, "seed": args.seed}
@@ -238,14 +246,16 @@ def eval_cli(argv: list[str] | None = None) -> dict:
     print(json.dumps({"model": args.model, "tasks": source, "n": len(tasks), **summary}))
     return 0 if argv is None else summary
 
-# %% ../nbs/11_evaluation.ipynb #adefabb4
+# %% ../nbs/11_evaluation.ipynb #e2bb90ba
 @dataclass
 class TrainArguments:
     """Arguments of `tinyr2-train` beside those of `OPDConfig`."""
 
     model: str = _flag("smollm2-135m", "The student's start.")
     teacher: str | None = _flag(None, "The teacher; default: the student as it starts.")
+    preset: str | None = _flag(None, "A named method of objective.PRESETS; other flags change it.")
     tasks: str = _flag("train", "train, validation, test, or a JSON lines file of tasks.")
+    rewards: list[str] | None = _flag(None, "Functions of tinyr2.reward, default tests_reward; see reward_weights.")
     eval_tasks: str = _flag("test", "Held-out tasks; 'none' skips the evaluation.")
     num_samples: int = _flag(8, "Samples per held-out task.")
     humaneval: bool = _flag(False, "Also evaluate on HumanEval, greedily.")
@@ -265,18 +275,37 @@ def measure(model, tokenizer, args: TrainArguments, config: OPDConfig) -> dict[s
         out["humaneval"] = evaluate(model, tokenizer, load_benchmark(), **options)
     return out
 
-# %% ../nbs/11_evaluation.ipynb #04bce61a
+# %% ../nbs/11_evaluation.ipynb #c3aa0593
+def _with_preset(words: list[str]) -> list[str]:
+    """The settings of `--preset NAME` in front of the other words, which so have the last say."""
+    if "--preset" not in words:
+        return list(words)
+    name = [*words, ""][words.index("--preset") + 1]
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return [word for key, value in PRESETS[name].items() for word in (f"--{key}", str(value))] + list(words)
+
+
+def _named_rewards(names: list[str]) -> list[Callable]:
+    """Reward functions by their names in `tinyr2.reward`."""
+    known = {name: f for name, f in vars(reward).items() if name.endswith("_reward")}
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"rewards: {unknown} not among {', '.join(sorted(known))}")
+    return [known[name] for name in names]
+
+# %% ../nbs/11_evaluation.ipynb #e37ef859
 def train_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-train`."""
     words = sys.argv[1:] if argv is None else argv
-    args, config = TrlParser((TrainArguments, OPDConfig)).parse_args_and_config(words)
+    args, config = TrlParser((TrainArguments, OPDConfig)).parse_args_and_config(_with_preset(words))
     tasks, tokenizer = named_tasks(args.tasks), load_tokenizer(args.model)
     model = load_model(args.model, device=config.device)
     before = measure(model, tokenizer, args, config)
     teacher = load_model(args.teacher or args.model, device=config.device)
     if load_tokenizer(args.teacher or args.model).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"teacher: expected the vocabulary of {args.model}, {args.teacher} has another one")
-    trainer = OPDTrainer(model, teacher, args=config, train_dataset=tasks, processing_class=tokenizer)
+    rewards = _named_rewards(args.rewards or ["tests_reward"])
+    trainer = OPDTrainer(model, teacher, rewards, config, train_dataset=tasks, processing_class=tokenizer)
     start, cpu = time.time(), time.process_time()
     trainer.train()
     results = {"command": "tinyr2-train " + " ".join(words), "seed": config.seed, "steps": config.max_steps}
@@ -293,7 +322,7 @@ def train_cli(argv: list[str] | None = None) -> dict:
     report(results, args, config, trainer.state.log_history)
     return 0 if argv is None else results
 
-# %% ../nbs/11_evaluation.ipynb #e7a1bc67
+# %% ../nbs/11_evaluation.ipynb #55e0bea3
 def table_rows(before: Evaluation, after: Evaluation) -> dict[str, dict]:
     """Before, after and paired difference at every k, and the mean length."""
     first, last, rows = before.summary(), after.summary(), {}
@@ -322,4 +351,48 @@ def report(results: dict, args: TrainArguments, config: OPDConfig, history: list
             for part, value, interval in entries if args.record_as else ():
                 common = {"n": change["n"], "seeds": [config.seed], "command": results["command"]}
                 record(f"{args.record_as}.{key}.{part}", value, ci95=interval, **common)
+    for name, value in side_measures(results).items() if args.record_as else ():
+        record(f"{args.record_as}.{name}", value, seeds=[config.seed], command=results["command"])
     print(json.dumps(results))
+
+# %% ../nbs/11_evaluation.ipynb #b8b33ca1
+def side_measures(results: dict) -> dict[str, float]:
+    """What a pass rate does not say: distance to the teacher, lengths, and what the training took."""
+    out = {name: results[name] for name in ("train_seconds", "train_cpu_seconds")}
+    for name in ("kl_per_token", "tokens") if "distance" in results else ():
+        out[f"{name}.after"] = results["distance"][name]
+    for part in ("before", "after") if "held-out" in results else ():
+        out[f"characters.{part}"] = results["held-out"]["characters"][part]["value"]
+    return out
+
+# %% ../nbs/11_evaluation.ipynb #28aab968
+def average_runs(folders: list[str], record_as: str | None = None, command: str | None = None) -> dict:
+    """Before, after and difference of finished `tinyr2-train` runs, averaged over their seeds.
+
+    Reads `held-out-*.json`, `humaneval-*.json` and `results.json` in each folder. Returns name -> {part: {value,
+    ci95}, "by_seed": [differences]}. Raises FileNotFoundError for a folder without a finished run.
+    """
+    seeds = [json.loads(Path(folder, "results.json").read_text())["seed"] for folder in folders]
+    out = {}
+    for group in ("held-out", "humaneval"):
+        names = [[Path(folder, f"{group}-{part}.json") for part in ("before", "after")] for folder in folders]
+        if not all(path.exists() for pair in names for path in pair):
+            continue
+        runs = [[Evaluation(**json.loads(path.read_text())) for path in pair] for pair in names]
+        for k in sorted({1, len(runs[0][0].passes[0])}):
+            name = f"{record_as or 'runs'}.pass@{k}" if group == "held-out" else "humaneval"
+            out[name] = _average(runs, k)
+    for name, row in out.items() if record_as else ():
+        extra = {"n": row["n"], "seeds": seeds, "command": command, "by_seed": row["by_seed"]}
+        for part in ("before", "after", "difference"):
+            record(f"{name}.{part}", row[part]["value"], ci95=row[part]["ci95"], **extra)
+    return out
+
+
+def _average(runs: list[list[Evaluation]], k: int) -> dict:
+    """One measure of several (before, after) pairs."""
+    changes = [compare(*pair, k)["difference"] for pair in runs]
+    before, after = (np.mean([pair[i].per_task(k) for pair in runs], axis=0) for i in (0, 1))
+    parts = {"before": before, "after": after, "difference": after - before}
+    row = {name: {"value": float(v.mean()), "ci95": bootstrap_ci(v)} for name, v in parts.items()}
+    return row | {"by_seed": changes, "n": len(before)}

