@@ -1,18 +1,28 @@
 """Small random models of other families: the trainer's gradient is that of a plain forward, and a step runs."""
 import copy
+from functools import partial
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from tinyr2 import OPDConfig, OPDTrainer, opd_loss, rollout
 from tinyr2.data import tiny_world
 from tinyr2.objective import token_divergence, token_logprobs
-from tinyr2.trainer import OPDStep, accumulate_gradients
+from tinyr2.gradient import OPDStep, accumulate_gradients, teacher_states
 
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "gemma": GemmaConfig}
+FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "gemma": GemmaConfig,
+            "mistral": partial(MistralConfig, sliding_window=8)}  # a window shorter than the prompts
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +55,9 @@ def test_gradient_is_that_of_a_plain_forward(world, family, tmp_path):
              batch.completion_mask).backward()
     expected = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    step = OPDStep(batch, advantages, torch.ones(6, dtype=torch.bool), torch.ones(3, 1), 0.7, 0.2)
-    accumulate_gradients(model, [teacher], step, OPDConfig(str(tmp_path), temperature=0.7))
+    args, every, ones = OPDConfig(str(tmp_path), temperature=0.7), torch.ones(6, dtype=torch.bool), torch.ones(3, 1)
+    guides = teacher_states([teacher], model, batch, ones, every, args)
+    accumulate_gradients(model, OPDStep(batch, advantages, every, torch.full((6,), 0.2), ones, guides, 0.7), args)
     for want, parameter in zip(expected, model.parameters()):
         assert (want is None) == (parameter.grad is None)
         assert want is None or (want - parameter.grad).abs().max() < 1e-4 * want.abs().max() + 1e-7
@@ -66,3 +77,11 @@ def test_a_users_own_models_in_folders(world, family, tmp_path):
     trainer.train()
     assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), trainer.model.parameters()))
     assert trainer.state.log_history[0]["kl"] > 0
+
+
+def test_a_family_that_bends_its_logits_is_refused(world, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, final_logit_softcapping=0.1)).eval()
+    with pytest.raises(ValueError, match="model: its logits are not its head"):
+        OPDTrainer(model, args=OPDConfig(str(tmp_path), use_cpu=True), train_dataset=world.tasks["train"],
+                   processing_class=world.tokenizer)

@@ -64,3 +64,11 @@ def test_draws_follow_the_distribution():
     seen = torch.bincount(tokens, minlength=40)
     chi_square = ((seen - expected) ** 2 / expected).sum()
     assert chi_square < 39 + 5 * (2 * 39) ** 0.5
+
+
+def test_a_prompt_that_comes_twice_is_sampled_anew(tokenizer, model):
+    prompt, other = (task["prompt"] for task in tiny_tasks()["train"][:2])
+    options = {"num_generations": 2, "max_completion_length": 12, "temperature": 1.0}
+    once = rollout(model, tokenizer, [other, prompt], **options).completions
+    twice = rollout(model, tokenizer, [prompt, other, prompt], **options).completions
+    assert twice[:2] == once[2:] and twice[4:] != twice[:2]

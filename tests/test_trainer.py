@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
@@ -20,12 +21,12 @@ def world():
     return tiny_world()
 
 
-def train(world, folder, reward=tinyr2.tests_reward, teacher=None, rows=None, **settings):
+def train(world, folder, reward=tinyr2.tests_reward, teacher=None, rows=None, peft_config=None, **settings):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "max_completion_length": 48, "temperature": 1.0,
                 "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, **settings}
     student = copy.deepcopy(world.student)
     trainer = OPDTrainer(student, teacher, reward, OPDConfig(str(folder), **settings),
-                         rows or world.tasks["train"], processing_class=world.tokenizer)
+                         rows or world.tasks["train"], processing_class=world.tokenizer, peft_config=peft_config)
     trainer.train()
     return trainer
 
@@ -193,3 +194,164 @@ def test_our_reward_works_in_trl(world, tmp_path):
     trainer = GRPOTrainer(student, tinyr2.tests_reward, args, Dataset.from_list(rows), processing_class=world.tokenizer)
     trainer.train()
     assert 0 <= trainer.state.log_history[0]["rewards/tests_reward/mean"] <= 1
+
+
+LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], lora_alpha=8)
+
+
+def test_lora_starts_as_its_own_teacher_and_trains_only_adapters(world, tmp_path):
+    trainer = train(world, tmp_path, peft_config=LORA, kl_coef=0.5, learning_rate=1e-2, max_steps=4)
+    log = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert trainer.teachers == [trainer.model] and log[0] < 1e-6 < log[-1]
+    for name, parameter in trainer.model.named_parameters():
+        original = dict(world.student.named_parameters()).get(name.removeprefix("base_model.model.").replace(
+            ".base_layer", ""))
+        assert parameter.requires_grad == ("lora_" in name)
+        assert original is None or torch.equal(parameter, original)
+
+
+def test_lora_samples_what_it_is(world, tmp_path):
+    trainer = train(world, tmp_path, peft_config=LORA, learning_rate=3e-2, max_steps=3)
+    prompts = [task["prompt"] for task in world.tasks["test"][:4]]
+    ours = tinyr2.rollout(trainer.model, world.tokenizer, prompts, temperature=1.0, backend="static")
+    merged = copy.deepcopy(trainer.model).merge_and_unload()
+    theirs = tinyr2.rollout(merged, world.tokenizer, prompts, temperature=1.0, backend="static")
+    base = tinyr2.rollout(world.student, world.tokenizer, prompts, temperature=1.0, backend="static")
+    assert ours.completions == theirs.completions != base.completions
+
+
+def test_a_saved_adapter_loads_and_answers_the_same(world, tmp_path):
+    trainer = train(world, tmp_path / "lora", peft_config=LORA, learning_rate=3e-2)
+    trainer.save_model()
+    world.student.save_pretrained(tmp_path / "base")
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "lora")
+    ids = torch.arange(2, 12)[None]
+    assert torch.equal(again(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_gradient_checkpointing_gives_the_same_step(world, tmp_path):
+    settings = {"teacher": world.teacher, "max_steps": 1, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0}
+    one = train(world, tmp_path, **settings)
+    two = train(world, tmp_path, gradient_checkpointing=True, **settings)
+    for a, b in zip(one.model.parameters(), two.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_iterations_reuse_a_rollout_with_weights(world, tmp_path):
+    trainer = train(world, tmp_path, num_iterations=2, max_steps=4, log_completions=True)
+    log = [entry for entry in trainer.state.log_history if "importance" in entry]
+    assert [("reward" in entry) for entry in log] == [True, False, True, False]
+    assert [entry["importance"] == 1.0 for entry in log] == [True, False, True, False]
+    assert all(0.3 < entry["importance"] < 2 for entry in log)
+    lines = (tmp_path / "completions.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 16 and {json.loads(line)["step"] for line in lines} == {0, 2}
+
+
+def test_kl_on_the_best_only(world, tmp_path):
+    settings = {"teacher": world.teacher, "max_steps": 1}
+    every, best = train(world, tmp_path, **settings), train(world, tmp_path, kl_on="best", **settings)
+    assert moved(best, world) > 0
+    assert any(not torch.equal(a, b) for a, b in zip(every.model.parameters(), best.model.parameters()))
+
+
+def test_the_model_card_says_what_made_the_model(world, tmp_path):
+    train(world, tmp_path, kl_coef=0.125).save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "| `kl_coef` | 0.125 |" in card and "tests_reward" in card and "library_name: transformers" in card
+    assert "/root" not in card and "/home" not in card
+
+
+def test_a_frozen_student_is_refused(world, tmp_path):
+    frozen = copy.deepcopy(world.student).requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        OPDTrainer(frozen, args=OPDConfig(str(tmp_path), use_cpu=True), train_dataset=world.tasks["train"],
+                   processing_class=world.tokenizer)
+
+
+@pytest.mark.parametrize("peft_config", (None, LORA))
+def test_a_model_may_be_named_as_its_own_teacher(world, tmp_path, peft_config):
+    student = copy.deepcopy(world.student)
+    args = OPDConfig(str(tmp_path), max_steps=3, max_completion_length=48, per_device_train_batch_size=4,
+                     learning_rate=1e-2, use_cpu=True, disable_tqdm=True)
+    trainer = OPDTrainer(student, student, args=args, train_dataset=world.tasks["train"],
+                         processing_class=world.tokenizer, peft_config=peft_config)
+    trainer.train()
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert kl[0] < 1e-6 < kl[-1]
+
+
+def test_a_teacher_is_not_frozen_for_good(world, tmp_path):
+    train(world, tmp_path, teacher=world.teacher, max_steps=1)
+    assert all(parameter.requires_grad for parameter in world.teacher.parameters())
+
+
+def test_an_adapter_that_was_trained_before_is_the_start(world, tmp_path):
+    first = train(world, tmp_path, peft_config=LORA, learning_rate=3e-2, max_steps=3).model
+    args = OPDConfig(str(tmp_path), max_steps=1, max_completion_length=48, use_cpu=True, disable_tqdm=True)
+    trainer = OPDTrainer(first, args=args, train_dataset=world.tasks["train"], processing_class=world.tokenizer)
+    trainer.train()
+    assert trainer.state.log_history[0]["kl"] < 1e-6
+
+
+def test_the_teachers_samples_are_those_without_the_adapter(world, tmp_path):
+    settings = PRESETS["token_kd"] | {"learning_rate": 3e-2, "max_steps": 3, "log_completions": True}
+    trainer = train(world, tmp_path, peft_config=LORA, **settings)
+    rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["step"] == 2]
+    prompts = [prompt.removesuffix("\n") for prompt in dict.fromkeys(row["prompt"] for row in last)]
+    options = {"temperature": 1.0, "max_completion_length": 48, "seed": trainer.args.seed, "step": 2}
+    start = tinyr2.rollout(world.student, world.tokenizer, prompts, **options)
+    now = tinyr2.rollout(trainer.model, world.tokenizer, prompts, **options)
+    assert [row["completion"] for row in last] == start.completions != now.completions
+
+
+def test_adapters_on_the_head_are_refused(world, tmp_path):
+    saved = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    for part in ({"target_modules": ["q_proj", "lm_head"]}, saved):
+        with pytest.raises(ValueError, match="head and the embedding cannot be adapted"):
+            train(world, tmp_path, peft_config=LoraConfig(r=2, **part))
+
+
+def test_two_rewards_of_one_name_both_count(world, tmp_path):
+    trainer = train(world, tmp_path, [constant_reward, constant_reward], max_steps=1, reward_weights=[1.0, 5.0])
+    entry = trainer.state.log_history[0]
+    assert entry["reward"] == 6.0 and "rewards/constant_reward_2/mean" in entry
+
+
+def test_a_column_that_some_rows_lack_is_none_there(world, tmp_path):
+    seen = []
+
+    def looking_reward(completions, prompts, bonus, **columns):
+        seen.extend(zip(prompts, bonus))
+        return [1.0] * len(completions)
+
+    rows = [dict(row) for row in world.tasks["train"][:4]]
+    rows[2]["bonus"] = 7
+    train(world, tmp_path, looking_reward, rows=rows, max_steps=1)
+    assert len(seen) == 16 and all((value == 7) == (prompt == rows[2]["prompt"]) for prompt, value in seen)
+
+
+def test_checkpointing_left_on_in_the_model_is_noticed(world, tmp_path):
+    student = copy.deepcopy(world.student)
+    student.gradient_checkpointing_enable()
+    args = OPDConfig(str(tmp_path), max_steps=1, max_completion_length=48, use_cpu=True, disable_tqdm=True)
+    OPDTrainer(student, args=args, train_dataset=world.tasks["train"], processing_class=world.tokenizer).train()
+
+
+def test_iterations_need_a_whole_step_of_rows(world, tmp_path):
+    with pytest.raises(ValueError, match="at least 4 rows"):
+        train(world, tmp_path, rows=world.tasks["train"][:3], num_iterations=2)
+
+
+@pytest.mark.parametrize("settings, text", [({"teacher_weights": [2.0, -1.0]}, "teacher_weights: expected numbers"),
+                                            ({"fp16": True}, "fp16: expected False"),
+                                            ({"kl_coef_end": -1.0}, "kl_coef_end"),
+                                            ({"temperature_end": 0.0}, "temperature_end")])
+def test_more_wrong_settings(tmp_path, settings, text):
+    with pytest.raises(ValueError, match=text):
+        OPDConfig(str(tmp_path), use_cpu=True, **settings)
+
+
+def test_several_teachers_cannot_all_be_sampled(world, tmp_path):
+    with pytest.raises(ValueError, match="lmbda: expected 1 with 2 teachers"):
+        train(world, tmp_path, teacher=[world.teacher, copy.deepcopy(world.teacher)], **PRESETS["token_kd"])

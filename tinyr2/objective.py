@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'token_logprobs', 'token_divergence', 'future_sum', 'opd_loss', 'group_advantages', 'PositionTerms',
-           'hidden_divergence', 'select_completions']
+           'hidden_divergence', 'select_completions', 'divergence_rows']
 
 # %% ../nbs/06_objective.ipynb #d7bc7078
 from dataclasses import dataclass
@@ -42,15 +42,16 @@ def future_sum(values: torch.Tensor, gamma: float) -> torch.Tensor:
         out[:, t] = gamma * (values[:, t + 1] + out[:, t + 1])
     return out
 
-# %% ../nbs/06_objective.ipynb #7bcab27b
+# %% ../nbs/06_objective.ipynb #aa94f2c5
 def opd_loss(logprobs: torch.Tensor, divergence: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor,
-             imitate: torch.Tensor | float = 0.0, *, reward_coef: float = 0.8, kl_coef: float = 0.2,
-             gamma: float = 0.0, normalization: str = "token_mean",
+             imitate: torch.Tensor | float = 0.0, weights: torch.Tensor | float = 1.0, *, reward_coef: float = 0.8,
+             kl_coef: torch.Tensor | float = 0.2, gamma: float = 0.0, normalization: str = "token_mean",
              denominator: float | None = None) -> torch.Tensor:  # fmt: skip
     """Surrogate of sequence-level OPD; back-propagate it.
 
     logprobs `[N, T]` and divergence `[N, T]` carry gradients, advantages `[N]` and mask `[N, T]` do not.
-    imitate `[N]` weighs the plain cross-entropy on a row (best-of-n, distillation from the teacher's samples).
+    imitate `[N]` weighs the plain cross-entropy on a row (best-of-n, distillation from the teacher's samples);
+    weights `[N]` multiply whole rows (importance weights); kl_coef is a number or `[N]`.
     normalization: "token_mean" divides the sum by the completion tokens, "sequence_sum" by the sequences,
     "none" returns one value per row. `denominator` replaces the count for a step cut into micro-batches.
     """
@@ -59,8 +60,10 @@ def opd_loss(logprobs: torch.Tensor, divergence: torch.Tensor, advantages: torch
                          f"{tuple(divergence.shape)}, {tuple(mask.shape)} and {tuple(advantages.shape)}")  # fmt: skip
     mask = mask.to(logprobs.dtype)
     divergence = divergence * mask
-    credit = (-reward_coef * advantages - imitate)[:, None] + kl_coef * future_sum(divergence.detach(), gamma)
-    rows = ((credit.detach() * logprobs + kl_coef * divergence) * mask).sum(1)
+    kl, weights = (torch.as_tensor(x, dtype=mask.dtype, device=mask.device) for x in (kl_coef, weights))
+    kl = kl.reshape(-1, 1)
+    credit = (-reward_coef * advantages - imitate)[:, None] + kl * future_sum(divergence.detach(), gamma)
+    rows = ((credit.detach() * logprobs + kl * divergence) * mask).sum(1) * weights
     if normalization == "none":
         return rows
     if normalization not in ("token_mean", "sequence_sum"):
@@ -155,6 +158,12 @@ def select_completions(rewards: torch.Tensor, selection: str = "all", top_k: int
     k = min(1 if selection == "best" else top_k, rewards.shape[1])
     order = rewards.nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True).indices
     return torch.zeros_like(valid).scatter(1, order[:, :k], True) & valid
+
+# %% ../nbs/06_objective.ipynb #086d2b7b
+def divergence_rows(rewards: torch.Tensor, kl_on: str = "all") -> torch.Tensor:
+    """Weights `[B, G]` of the divergence by rewards `[B, G]`: 1 everywhere, or all of a group on its best."""
+    chosen = select_completions(rewards, kl_on).to(rewards.dtype)
+    return chosen * (~rewards.isnan()).sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../nbs/06_objective.ipynb #4986af70
 _BASE = {"reward_coef": 0.0, "kl_coef": 0.0, "imitation_coef": 0.0, "gamma": 0.0, "beta": 1.0, "baseline": "none",

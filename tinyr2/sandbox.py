@@ -520,8 +520,8 @@ def _run(self: Sandbox, jobs: list[tuple[str, Tests]], progress: bool = False) -
         self.remember({key: verdict for key, verdict in done.items() if key not in known})
     return [done[key] for key in keys]
 
-# %% ../nbs/04_sandbox.ipynb #11c3f7ab
-_MAX_CACHE = 100_000  # verdicts kept in memory
+# %% ../nbs/04_sandbox.ipynb #4244e022
+_MAX_CACHE = 20_000  # verdicts kept in memory
 
 
 def _remember(self: Sandbox, fresh: dict[str, Verdict]) -> None:

