@@ -63,10 +63,55 @@ def test_chunks_change_nothing():
     hidden, head, other = random(50, 8), random(30, 8, seed=1), random(50, 8, seed=2)
     ids, weight = torch.arange(50) % 30, (torch.arange(50) % 3 == 0).double()
     whole, parts = (hidden_divergence(hidden, head, ids, [(other, head, weight), (hidden, head, 1 - weight)],
-                                      temperature=0.8, beta=0.3, chunk=chunk) for chunk in (50, 7))
+                                      temperature=0.8, beta=0.3, chunk=chunk) for chunk in (5000, 350))
     for a, b in zip(vars(whole).values(), vars(parts).values()):
         assert torch.allclose(a, b, atol=1e-6)
     assert whole.divergence[weight == 0].abs().max() < 1e-6 < whole.divergence[weight == 1].min()
+
+
+@pytest.mark.parametrize("chunk", (1, 120, 10**6))
+@pytest.mark.parametrize("beta", (0.0, 0.3, 1.0))
+def test_terms_and_their_gradients_are_those_of_whole_logits(beta, chunk):
+    hidden, head = random(20, 8, grad=True), random(30, 8, seed=1, grad=True)
+    theirs, heads = [random(20, d, seed=d) for d in (8, 5)], [random(30, d, seed=d + 1) for d in (8, 5)]
+    ids, weights, pull = torch.arange(20) % 30, torch.rand(2, 20).double(), random(2, 20, seed=9)
+    logits = hidden @ head.T / 0.7
+    divergence = sum(w * token_divergence(logits, h @ other.T / 0.7, beta)
+                     for w, h, other in zip(weights, theirs, heads))
+    terms = hidden_divergence(hidden, head, ids, list(zip(theirs, heads, weights)), temperature=0.7, beta=beta,
+                              chunk=chunk)
+    pairs = ((token_logprobs(logits, ids), divergence), (terms.logprobs, terms.divergence))
+    want, found = (torch.autograd.grad((pull * torch.stack(pair)).sum(), (hidden, head), retain_graph=True)
+                   for pair in pairs)
+    for one, two in zip((*pairs[0], *want, torch.distributions.Categorical(logits=logits).entropy()),
+                        (*pairs[1], *found, terms.entropy)):
+        assert torch.allclose(one, two, atol=1e-11)
+
+
+def test_many_pieces_in_bf16_add_up_in_float32():
+    hidden, head = torch.randn(256, 64, requires_grad=True), 0.3 * torch.randn(4096, 64)
+    theirs, ids = torch.randn(256, 64), torch.arange(256)
+    found = []
+    for dtype, chunk in ((None, 2**30), (torch.bfloat16, 2**30), (torch.bfloat16, 256 * 8)):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            terms = hidden_divergence(hidden, head, ids, [(theirs, head, 1.0)], chunk=chunk)
+        found += torch.autograd.grad((terms.logprobs + terms.divergence).sum(), hidden)
+    whole, pieces = ((x - found[0]).norm() / found[0].norm() for x in found[1:])
+    assert pieces < 1.3 * whole < 0.05
+
+
+def test_a_token_outside_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="ids: expected tokens below 30, got -100 to 3"):
+        hidden_divergence(random(2, 8), random(30, 8), torch.tensor([-100, 3]))
+
+
+@pytest.mark.parametrize("teachers", (0, 1))
+def test_a_frozen_head_gets_no_gradient(teachers):
+    hidden, head = random(20, 8, grad=True), random(30, 8, seed=1)
+    guides = [(random(20, 8, seed=2), head, 1.0)] * teachers
+    terms = hidden_divergence(hidden, head, torch.arange(20), guides)
+    (terms.logprobs + terms.divergence).sum().backward()
+    assert hidden.grad.abs().max() > 0 and head.grad is None and (terms.divergence.abs().max() > 0) == bool(teachers)
 
 
 def test_equal_models_have_no_divergence_and_no_gradient():

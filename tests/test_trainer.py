@@ -13,7 +13,9 @@ from trl.rewards import get_soft_overlong_punishment
 import tinyr2
 from tinyr2 import OPDConfig, OPDTrainer
 from tinyr2.data import tiny_world
+from tinyr2.environment import load_model
 from tinyr2.objective import PRESETS
+from tinyr2.trainer import head_faults
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +23,14 @@ def world():
     return tiny_world()
 
 
-def train(world, folder, reward=tinyr2.tests_reward, teacher=None, rows=None, peft_config=None, **settings):
+def train(world, folder, reward=tinyr2.tests_reward, teacher=None, rows=None, peft_config=None, theirs=None,
+          **settings):
     settings = {"max_steps": 2, "per_device_train_batch_size": 4, "max_completion_length": 48, "temperature": 1.0,
                 "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, **settings}
     student = copy.deepcopy(world.student)
     trainer = OPDTrainer(student, teacher, reward, OPDConfig(str(folder), **settings),
-                         rows or world.tasks["train"], processing_class=world.tokenizer, peft_config=peft_config)
+                         rows or world.tasks["train"], processing_class=world.tokenizer, peft_config=peft_config,
+                         teacher_processing_class=theirs)
     trainer.train()
     return trainer
 
@@ -89,6 +93,23 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     other.resize_token_embeddings(300)
     with pytest.raises(ValueError, match=r"teacher_model 0: 300 tokens, the student has \d+; .* reward_only"):
         train(world, tmp_path, teacher=other)
+
+
+def test_rows_of_padding_in_the_teachers_head_change_nothing(world, tmp_path):
+    padded = copy.deepcopy(world.teacher)
+    padded.resize_token_embeddings(world.teacher.config.vocab_size + 64, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[-64:] = 3.0
+    plain = train(world, tmp_path / "a", teacher=world.teacher)
+    cut = train(world, tmp_path / "b", teacher=padded, theirs=world.tokenizer)
+    assert apart(plain, cut) == 0
+
+
+def test_a_teacher_with_other_tokens_is_refused(world, tmp_path):
+    other = copy.deepcopy(world.tokenizer)
+    other.add_tokens(["<another>"])
+    with pytest.raises(ValueError, match=r"teacher_processing_class: expected the student's tokens.*'<another>'"):
+        train(world, tmp_path, teacher=world.teacher, theirs=other)
 
 
 def apart(one, two):
@@ -261,6 +282,14 @@ def test_the_model_card_says_what_made_the_model(world, tmp_path):
     assert "/root" not in card and "/home" not in card
 
 
+def test_a_model_trained_in_bf16_may_teach(world, tmp_path):
+    """Training leaves its forward under autocast, so its logits are rounded; that is not softcapping."""
+    model = load_model("smollm2-135m")
+    plain = model.forward
+    model.forward = lambda *args, **kwargs: torch.autocast("cpu", torch.bfloat16)(plain)(*args, **kwargs)
+    assert head_faults([("model", model)]) == []
+
+
 def test_a_frozen_student_is_refused(world, tmp_path):
     frozen = copy.deepcopy(world.student).requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
@@ -294,7 +323,7 @@ def test_an_adapter_that_was_trained_before_is_the_start(world, tmp_path):
 
 
 def test_the_teachers_samples_are_those_without_the_adapter(world, tmp_path):
-    settings = PRESETS["token_kd"] | {"learning_rate": 3e-2, "max_steps": 3, "log_completions": True}
+    settings = PRESETS["sequence_kd"] | {"learning_rate": 3e-2, "max_steps": 3, "log_completions": True}
     trainer = train(world, tmp_path, peft_config=LORA, **settings)
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["step"] == 2]

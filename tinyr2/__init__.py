@@ -11,7 +11,7 @@ from importlib import import_module
 
 _HOME = {
     "OPDConfig": "trainer",
-    "OPDTrainer": "trainer",
+    "OPDTrainer": "checkpoint",
     "OPDDataset": "data",
     "DataCollatorForOPD": "data",
     "opd_loss": "objective",

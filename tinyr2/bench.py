@@ -4,23 +4,30 @@
 
 # %% auto #0
 __all__ = ['in_turns', 'summary', 'rate_ours', 'rate_human_eval', 'bench_reward', 'known_program', 'machine_state', 'soak',
-           'BenchArguments', 'bench_cli']
+           'peak_bytes', 'divergence_sides', 'bench_divergence', 'bench_checkpoint', 'BenchArguments', 'bench_cli']
 
 # %% ../nbs/11_speed.ipynb #3aff65ef
 import json
 import math
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
+import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, Trainer
 
-from .environment import record
+from .checkpoint import OPDTrainer
+from .data import load_tasks
+from .environment import load_model, load_tokenizer, record
+from .gradient import OPDConfig
+from .objective import hidden_divergence, token_divergence, token_logprobs
 from .sandbox import Sandbox
 
 # %% ../nbs/11_speed.ipynb #13645240
@@ -144,32 +151,116 @@ def soak(count: int, workers: int = 2, batch: int = 2000, progress: bool = False
     found |= {"first": states[0], "middle": states[len(states) // 2], "last": states[-1]}
     return found | {"after": machine_state()}
 
+# %% ../nbs/11_speed.ipynb #5430a490
+def peak_bytes(call: Callable[[], None]) -> int:
+    """How far the memory of this process rises above where it stands while `call` runs. Linux."""
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")
+    call()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
+
+
+def divergence_sides(positions: int, vocabulary: int = 49_152, width: int = 576) -> dict[str, Callable[[], None]]:
+    """The reverse KL and its gradient for random states `[positions, width]`, by pieces and plainly."""
+    torch.manual_seed(0)
+    hidden, theirs = torch.randn(2, positions, width)
+    head, other = (0.05 * torch.randn(vocabulary, width) for _ in range(2))
+    ids, pull = torch.randint(0, vocabulary, (positions,)), torch.randn(positions)
+
+    def back(leaves: list, logprobs: torch.Tensor, divergence: torch.Tensor) -> list[torch.Tensor]:
+        return torch.autograd.grad((pull * logprobs + 0.05 * divergence).sum(), leaves)
+
+    def pieces() -> list[torch.Tensor]:
+        leaves = [hidden.clone().requires_grad_(), head.detach().requires_grad_()]
+        terms = hidden_divergence(*leaves, ids, [(theirs, other, 1.0)])
+        return back(leaves, terms.logprobs, terms.divergence)
+
+    def plain() -> list[torch.Tensor]:
+        leaves = [hidden.clone().requires_grad_(), head.detach().requires_grad_()]
+        logits, guide = leaves[0] @ leaves[1].T, theirs @ other.T
+        return back(leaves, token_logprobs(logits, ids), token_divergence(logits, guide))
+
+    return {"tinyr2": pieces, "plain": plain}
+
+# %% ../nbs/11_speed.ipynb #42ae5886
+def _timed(call: Callable[[], object]) -> Callable[[int], float]:
+    """A side of `in_turns` that returns the seconds of `call`."""
+
+    def seconds(turn: int) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def bench_divergence(positions: int = 320, rounds: int = 5) -> dict:
+    """Seconds (medians, ratios) and peak memory of both ways, beside the gradients that any way must return."""
+    sides = divergence_sides(positions)
+    in_turns({name: _timed(side) for name, side in sides.items()}, 1)  # warm
+    seconds = in_turns({name: _timed(side) for name, side in sides.items()}, rounds)
+    peaks = {name: statistics.median(peak_bytes(side) for _ in range(3)) for name, side in sides.items()}
+    gradients = 4 * (49_152 * 576 + positions * 576)
+    return {"positions": positions, "seconds": summary(seconds, "tinyr2"), "peak_bytes": peaks, "gradients": gradients}
+
+# %% ../nbs/11_speed.ipynb #26b4319e
+def bench_checkpoint(rounds: int = 5, model: str = "smollm2-135m", folder: str = "runs/bench-checkpoint") -> dict:
+    """Seconds and bytes of a checkpoint of a run of two steps, ours and the Trainer's, and the seconds of a step."""
+    args = OPDConfig(folder, max_steps=2, bf16=True, use_cpu=not torch.cuda.is_available(), report_to="none")
+    shutil.rmtree(folder, ignore_errors=True)
+    trainer = OPDTrainer(load_model(model), args=args, train_dataset=load_tasks("train"),
+                         processing_class=load_tokenizer(model))  # fmt: skip
+    trainer.train()
+    step = sum(value for name, value in trainer.state.log_history[-2].items() if name.startswith("seconds/"))
+    sides, places = {"tinyr2": OPDTrainer, "transformers": Trainer}, {}
+
+    def save(name: str) -> None:
+        args.output_dir, trainer._saved = f"{folder}/{name}", None
+        places[name] = args.output_dir
+        sides[name]._save_checkpoint(trainer, trainer.model, None)
+
+    seconds = in_turns({name: _timed(lambda name=name: save(name)) for name in sides}, rounds)
+    size = {name: sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
+            for name, place in places.items()}  # fmt: skip
+    shutil.rmtree(folder)
+    found = summary(seconds, "tinyr2")
+    share = found["tinyr2"]["median"] / (10 * step + found["tinyr2"]["median"])
+    return {"seconds": found, "bytes": size, "step_seconds": step, "share_at_save_steps_10": share}
+
 # %% ../nbs/11_speed.ipynb #5c6ebf99
 @dataclass
 class BenchArguments:
-    """Arguments of `tinyr2-bench WHAT`; WHAT is `reward` or `soak`."""
+    """Arguments of `tinyr2-bench WHAT`; WHAT is `reward`, `soak`, `divergence` or `checkpoint`."""
 
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
     rounds: int = field(default=5, metadata={"help": "Rounds; the median counts."})
     workers: int = field(default=2, metadata={"help": "Programs side by side."})
     count: int = field(default=200_000, metadata={"help": "Verdicts of the long run."})
+    positions: int = field(default=320, metadata={"help": "Tokens whose divergence is measured."})
     record: bool = field(default=False, metadata={"help": "Store the result in figures/results.json."})
 
-
+# %% ../nbs/11_speed.ipynb #39c81894
 def bench_cli(argv: list[str] | None = None) -> dict | int:
     """Entry point of `tinyr2-bench`."""
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] not in ("reward", "soak"):
-        raise SystemExit(f"tinyr2-bench: expected 'reward' or 'soak' first, got {words[:1] or 'nothing'}")
+    known = ("reward", "soak", "divergence", "checkpoint")
+    if not words or words[0] not in known:
+        raise SystemExit(f"tinyr2-bench: expected one of {', '.join(known)} first, got {words[:1] or 'nothing'}")
     (args,) = HfArgumentParser(BenchArguments).parse_args_into_dataclasses(words[1:])
     command = "tinyr2-bench " + " ".join(words)
     if words[0] == "reward":
         found = bench_reward(args.programs, args.rounds, args.workers)
         _keep_reward(found, command, args)
-    else:
+    elif words[0] == "soak":
         found = soak(args.count, args.workers, progress=True)
         if args.record:
             record("sandbox.soak.wrong", found["wrong"], n=args.count, command=command, **_flat(found))
+    else:
+        pieces = words[0] == "divergence"
+        found = bench_divergence(args.positions, args.rounds) if pieces else bench_checkpoint(args.rounds)
+        if args.record:
+            _keep_seconds(words[0], found, command, args.rounds)
     print(json.dumps({"command": command, **found}))
     return 0 if argv is None else found
 
@@ -177,6 +268,15 @@ def bench_cli(argv: list[str] | None = None) -> dict | int:
 def _flat(found: dict) -> dict:
     """What of a long run goes beside its count of wrong verdicts."""
     return {name: found[name] for name in ("seconds", "first", "middle", "last", "after")}
+
+
+def _keep_seconds(name: str, found: dict, command: str, rounds: int) -> None:
+    """Record the ratio of seconds, ours over the other's, and all that was measured beside it."""
+    _, other = found["seconds"].values()
+    rest = {key: entry for key, entry in found.items() if key != "seconds"}
+    medians = {side: row["median"] for side, row in found["seconds"].items()}
+    record(f"bench.{name}.seconds_ratio", other["ours_over_it"], range=other["ratio_range"], n=rounds,
+           command=command, medians=medians, **rest)  # fmt: skip
 
 
 def _keep_reward(found: dict, command: str, args: BenchArguments) -> None:

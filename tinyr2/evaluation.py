@@ -23,6 +23,7 @@ import torch
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 from trl import TrlParser
 
+from .checkpoint import OPDTrainer
 from .data import extract_program, load_tasks, read_tasks
 from .environment import cache_dir, load_model, load_tokenizer, pick_device, record
 from .gradient import OPDConfig, completion_states
@@ -31,7 +32,6 @@ from . import reward
 from .reward import shared_sandbox
 from .sampling import Rollout, rollout, sample_many
 from .sandbox import Check
-from .trainer import OPDTrainer
 
 # %% ../nbs/11_evaluation.ipynb #bcd2f538
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -293,15 +293,13 @@ def train_cli(argv: list[str] | None = None) -> dict:
     words = sys.argv[1:] if argv is None else argv
     args, config = TrlParser((TrainArguments, OPDConfig)).parse_args_and_config(_with_preset(words))
     tasks, tokenizer = named_tasks(args.tasks), load_tokenizer(args.model)
-    model = load_model(args.model, device=config.device)
-    before = measure(model, tokenizer, args, config)
-    teacher = load_model(args.teacher or args.model, device=config.device)
-    if load_tokenizer(args.teacher or args.model).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"teacher: expected the vocabulary of {args.model}, {args.teacher} has another one")
+    model, teacher = (load_model(name, device=config.device) for name in (args.model, args.teacher or args.model))
     rewards = _named_rewards(args.rewards or ["tests_reward"])
-    trainer = OPDTrainer(model, teacher, rewards, config, train_dataset=tasks, processing_class=tokenizer)
+    trainer = OPDTrainer(model, teacher, rewards, config, train_dataset=tasks, processing_class=tokenizer,
+                         teacher_processing_class=load_tokenizer(args.teacher or args.model))  # fmt: skip
+    before = measure(model, tokenizer, args, config)
     start, cpu = time.time(), time.process_time()
-    trainer.train()
+    trainer.train({"true": True}.get(str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint))
     results = {"command": "tinyr2-train " + " ".join(words), "seed": config.seed, "steps": config.max_steps}
     results |= {"train_seconds": time.time() - start, "train_cpu_seconds": time.process_time() - cpu}
     trainer.save_model()

@@ -67,7 +67,8 @@ class OPDConfig(_LossArguments):
     learning_rate: float = _setting(1e-5, "AdamW learning rate.")
     logging_steps: float = _setting(1, "Steps between log entries.")
     remove_unused_columns: bool = _setting(False, "Kept False: rewards read the columns.")
-    save_strategy: str = _setting("no", "No checkpoints; call save_model() at the end.")
+    save_strategy: str = _setting("no", "no, or steps with save_steps; see 09_checkpointing.")
+    ignore_changes: bool = _setting(False, "Resume although settings, data or models have changed.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -230,7 +231,7 @@ def teacher_states(teachers: list, student, batch: Rollout, weights: torch.Tenso
     found = []
     for teacher, weight in zip(teachers, weights.T):
         asked = (weight > 0).nonzero().squeeze(1)
-        head = teacher.get_output_embeddings().weight
+        head = teacher.get_output_embeddings().weight[: student.config.vocab_size]
         states = head.new_zeros(*batch.completion_ids.shape, head.shape[1])
         rows = batch.rows(asked)
         kept = keep[rows].nonzero().squeeze(1)

@@ -7,11 +7,11 @@ __all__ = ['PRESETS', 'token_logprobs', 'token_divergence', 'future_sum', 'opd_l
            'hidden_divergence', 'select_completions', 'divergence_rows']
 
 # %% ../nbs/06_objective.ipynb #d7bc7078
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/06_objective.ipynb #adac838d
 def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -96,56 +96,176 @@ def group_advantages(rewards: torch.Tensor, baseline: str = "loo") -> torch.Tens
         raise ValueError(f"baseline: expected none, mean, loo, group_std or zero, got {baseline!r}")
     return centred * valid
 
+# %% ../nbs/06_objective.ipynb #faf5f8ff
+class _SoftmaxMean:
+    """Log of the sum of exponentials of logits that arrive in pieces `[M, v]`, and means under their softmax."""
+
+    def __init__(self, positions: int, values: int, like: torch.Tensor):
+        self.peak, self.total = like.new_full((positions,), -torch.inf), like.new_zeros(positions)
+        self.sums = [like.new_zeros(positions) for _ in range(values)]
+
+    def add(self, logits: torch.Tensor, *values: torch.Tensor) -> None:
+        peak = torch.maximum(self.peak, logits.amax(-1))
+        scale, mass = (self.peak - peak).exp(), (logits - peak[:, None]).exp_()
+        self.total = self.total * scale + mass.sum(-1)
+        self.sums = [old * scale + (mass * value).sum(-1) for old, value in zip(self.sums, values)]
+        self.peak = peak
+
+    def finish(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Log-sum-exp `[M]` and the means, each `[M]`."""
+        return self.peak + self.total.log(), [sums / self.total for sums in self.sums]
+
+# %% ../nbs/06_objective.ipynb #3c3e1dac
+def _mixture(logp: torch.Tensor, logq: torch.Tensor, beta: float) -> torch.Tensor:
+    return torch.logaddexp(logp + math.log1p(-beta), logq + math.log(beta))
+
+
+def _slope(logp: torch.Tensor, logq: torch.Tensor, beta: float, level: torch.Tensor) -> torch.Tensor:
+    """Gradient `[M, v]` of one divergence at a piece of the student's logits; `level [M]` as in `_levels`."""
+    p = logp.exp()
+    if beta == 0:
+        return p - logq.exp()
+    against = logq if beta == 1 else _mixture(logp, logq, beta)
+    return (1.0 if beta == 1 else 1 - beta) * p * (logp - against - level[:, None])
+
 # %% ../nbs/06_objective.ipynb #ef601d70
 @dataclass
 class PositionTerms:
     """What the loss needs at M completion positions, each `[M]`."""
 
     logprobs: torch.Tensor  # of the drawn token, with gradient
-    divergence: torch.Tensor  # to the teacher, with gradient
+    divergence: torch.Tensor  # to the teachers, with gradient
     entropy: torch.Tensor  # of the student, without
 
 
-def _slice_terms(hidden, head, ids, teachers, temperature, beta, sampled):
-    """Terms of a few positions; `teachers` holds (hidden, head, weight) of each teacher."""
-    logits = F.linear(hidden, head).float() / temperature
-    logprobs = token_logprobs(logits, ids)
-    with torch.no_grad():
-        p = logits.log_softmax(-1)
-        entropy = -(p.exp() * p).sum(-1)
-    divergence = torch.zeros_like(logprobs)
-    for theirs, their_head, weight in teachers:
-        with torch.no_grad():
-            teacher_logits = F.linear(theirs, their_head).float() / temperature
-        if sampled:
-            gap = (logprobs - token_logprobs(teacher_logits, ids)).detach()
-            divergence = divergence + weight * gap * (1 + logprobs - logprobs.detach())
-        else:
-            divergence = divergence + weight * token_divergence(logits, teacher_logits, beta)
-    return logprobs, divergence, entropy
+@dataclass
+class _Pieces:
+    """Logits of several models at M positions, `columns` tokens of the vocabulary at a time."""
+
+    models: list[tuple[torch.Tensor, torch.Tensor]]  # hidden [M, d] and head [V, d]: the student, then the teachers
+    ids: torch.Tensor
+    temperature: float
+    columns: int
+
+    def __iter__(self):
+        """Where the piece starts and ends, every model's logits `[M, v]`, and which positions drew a token of it."""
+        size = self.models[0][1].shape[0]
+        for start in range(0, size, self.columns):
+            end = min(start + self.columns, size)
+            logits = [_up(F.linear(h, w[start:end].to(h.dtype))).div_(self.temperature) for h, w in self.models]
+            yield slice(start, end), logits, ((self.ids >= start) & (self.ids < end)).nonzero().squeeze(1)
+
+
+def _up(x: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+# %% ../nbs/06_objective.ipynb #18d938c6
+def _read(pieces: _Pieces, beta: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Drawn logits and log-sum-exps, both `[models, M]`, the student's mean logit `[M]`, and the mean of its logit
+    less each teacher's, under the student (beta 1) or that teacher (beta 0)."""  # fmt: skip
+    count = len(pieces.models) - 1
+    like = _up(pieces.models[0][0].new_zeros(()))
+    student = _SoftmaxMean(len(pieces.ids), 1 + count * (beta == 1), like)
+    teachers = [_SoftmaxMean(len(pieces.ids), int(beta == 0), like) for _ in range(count)]
+    drawn = like.new_zeros(count + 1, len(pieces.ids))
+    for piece, (own, *others), here in pieces:
+        student.add(own, own, *[own - other for other in others if beta == 1])
+        for teacher, other in zip(teachers, others):
+            teacher.add(other, *[own - other for _ in teacher.sums])
+        for row, logits in zip(drawn, (own, *others)):
+            row[here] = logits[here, pieces.ids[here] - piece.start]
+    sums, (means, *other_means) = zip(*[mean.finish() for mean in (student, *teachers)])
+    return drawn, torch.stack(sums), means[0], means[1:] or [gap for gaps in other_means for gap in gaps]
+
+# %% ../nbs/06_objective.ipynb #835d0a6a
+def _levels(pieces: _Pieces, lse: torch.Tensor, gaps: list, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divergence to each teacher `[teachers, M]`, and what `_slope` subtracts."""
+    if beta in (0, 1):
+        found = (2 * beta - 1) * (torch.stack(gaps) - lse[:1] + lse[1:])
+        return found, found
+    ours, theirs = torch.zeros_like(lse[1:]), torch.zeros_like(lse[1:])
+    for _, (own, *others), _ in pieces:
+        logp = own - lse[0, :, None]
+        for i, other in enumerate(others):
+            logq = other - lse[i + 1, :, None]
+            middle = _mixture(logp, logq, beta)
+            ours[i] += (logp.exp() * (logp - middle)).sum(-1)
+            theirs[i] += (logq.exp() * (logq - middle)).sum(-1)
+    return (1 - beta) * ours + beta * theirs, ours
+
+# %% ../nbs/06_objective.ipynb #8e43b4d6
+class _Terms(torch.autograd.Function):
+    """The terms and their gradient, a piece of the vocabulary at a time."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, pieces, weights, beta, sampled):
+        drawn, lse, mean, gaps = _read(pieces, None if sampled else beta)
+        logprobs = drawn - lse
+        found = levels = logprobs[:1] - logprobs[1:]
+        if len(weights) and not sampled:
+            found, levels = _levels(pieces, lse, gaps, beta)
+        ctx.pieces, ctx.kept, ctx.beta, ctx.sampled = pieces, (lse, levels, weights), beta, sampled
+        entropy = lse[0] - mean
+        ctx.mark_non_differentiable(entropy)
+        return logprobs[0], (weights * found).sum(0), entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, on_logprobs, on_divergence, _):
+        hidden, head = ctx.pieces.models[0]
+        to_hidden = torch.zeros_like(hidden, dtype=_up(hidden).dtype)  # a sum over many pieces
+        to_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        for piece, slope in _slopes(ctx, on_logprobs, on_divergence):
+            to_hidden += slope @ head[piece].to(hidden.dtype)
+            if to_head is not None:
+                to_head[piece] = slope.T @ hidden
+        return to_hidden.to(hidden.dtype), to_head, None, None, None, None
+
+# %% ../nbs/06_objective.ipynb #f12f931e
+def _slopes(ctx, on_logprobs: torch.Tensor, on_divergence: torch.Tensor):
+    """Gradient of the loss at the student's logits, piece by piece, from that at its terms `[M]`."""
+    lse, levels, weights = ctx.kept
+    pull = on_divergence * weights
+    pieces = ctx.pieces
+    if ctx.sampled:  # the log-ratio is a weight on the log-probability; the teachers are not needed again
+        on_logprobs, pull = on_logprobs + (pull * levels).sum(0), pull[:0]
+        pieces = replace(pieces, models=pieces.models[:1])
+    for piece, (own, *others), here in pieces:
+        logp = own - lse[0, :, None]
+        slope = logp.exp() * -on_logprobs[:, None]
+        for part, other, their_lse, level in zip(pull, others, lse[1:], levels):
+            slope += part[:, None] * _slope(logp, other - their_lse[:, None], ctx.beta, level)
+        slope[here, pieces.ids[here] - piece.start] += on_logprobs[here]
+        yield piece, slope.div_(pieces.temperature).to(pieces.models[0][0].dtype)
 
 # %% ../nbs/06_objective.ipynb #64fb38c8
 def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor,
                       teachers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]] = (), *,
                       temperature: float = 1.0, beta: float = 1.0, sampled: bool = False,
-                      chunk: int = 256) -> PositionTerms:  # fmt: skip
+                      chunk: int = 2**19) -> PositionTerms:  # fmt: skip
     """Loss terms at M positions from last hidden states `[M, d]`, head `[V, d]` and drawn ids `[M]`.
 
-    Each of `teachers` is (hidden states `[M, d_i]`, head `[V, d_i]`, weight: a number or `[M]`): widths may differ,
-    the vocabulary may not. `sampled` estimates the reverse KL by the drawn token alone instead of summing over
-    the vocabulary. At most `chunk` rows of logits exist at a time. Raises ValueError.
+    Each of `teachers` is (hidden states `[M, d_i]`, head `[V, d_i]`, weight: a number or `[M]`), without gradient:
+    widths may differ, the vocabulary may not. `sampled` estimates the reverse KL by the drawn token alone instead of
+    summing over the vocabulary; its gradient is that of the log-probability, weighted by the log-ratio. At most
+    `chunk` logits of a model exist at a time. Raises ValueError.
     """
+    if len(ids) and not 0 <= ids.min() <= ids.max() < len(head):
+        raise ValueError(f"ids: expected tokens below {len(head)}, got {int(ids.min())} to {int(ids.max())}")
     for i, (_, their_head, _) in enumerate(teachers):
         if their_head.shape[0] != head.shape[0]:
             sizes = f"expected {head.shape[0]} rows like the student's, got {their_head.shape[0]}"
             raise ValueError(f"head of teacher {i}: {sizes}; teacher and student need one vocabulary")
-    parts = []
-    for at in range(0, len(ids), chunk):
-        rows = slice(at, at + chunk)
-        theirs = [(h[rows], w, weight[rows] if torch.is_tensor(weight) else weight) for h, w, weight in teachers]
-        inputs = (hidden[rows], head, ids[rows], theirs, temperature, beta, sampled)
-        parts.append(checkpoint(_slice_terms, *inputs, use_reentrant=False))
-    return PositionTerms(*[torch.cat(column) for column in zip(*parts)])
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    hidden = hidden.to(dtype)
+    models = [(h.detach().to(dtype), w.detach()) for h, w in [(hidden, head), *[t[:2] for t in teachers]]]
+    weights = [torch.as_tensor(w, dtype=_up(hidden).dtype, device=hidden.device).expand(len(ids)) for *_, w in teachers]
+    weights = torch.stack(weights) if weights else _up(hidden).new_zeros(0, len(ids))
+    pieces = _Pieces(models, ids, temperature, max(chunk // max(len(ids), 1), 1))
+    with torch.autocast(device, enabled=False):
+        return PositionTerms(*_Terms.apply(hidden, head, pieces, weights, beta, sampled))
 
 # %% ../nbs/06_objective.ipynb #809b244c
 def select_completions(rewards: torch.Tensor, selection: str = "all", top_k: int = 2) -> torch.Tensor:

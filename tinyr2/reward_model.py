@@ -236,7 +236,7 @@ def _as_reward(self: RewardModel, name: str = "learned_reward") -> Callable:
         self.check_frozen()
         return [None if math.isnan(score) else score for score in scores]
 
-    reward.__name__ = name
+    reward.__name__, reward.model = name, self
     return reward
 
 

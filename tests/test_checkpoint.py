@@ -1,0 +1,433 @@
+"""Runs killed everywhere and taken up again: the same to the last bit; and what must be refused or survived."""
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+import checkpoint_run
+from checkpoint_run import POINTS, outcome
+from tinyr2.checkpoint import checkpoints, damage, newest_whole, publish
+
+MOMENTS = int(os.environ.get("TINYR2_KILLS", "20"))
+
+
+@pytest.fixture(scope="module")
+def fork():
+    """Start `run` in a process of its own; its exit status."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["checkpoint_run"])
+
+    def start(*args, kill_after=None, **kwargs):
+        process = context.Process(target=checkpoint_run.run, args=args, kwargs=kwargs)
+        process.start()
+        process.join(kill_after)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return process.exitcode
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(fork, tmp_path_factory):
+    """A run that nobody interrupts, and its seconds."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    assert fork(one) == 0
+    start = time.perf_counter()
+    assert fork(two) == 0
+    seconds = time.perf_counter() - start
+    assert same(two, outcome(one)) == []
+    return outcome(one), seconds
+
+
+def same(folder, expected):
+    found = outcome(folder)
+    return [name for name in expected if found[name] != expected[name]]
+
+
+@pytest.mark.parametrize("point", [*POINTS, "the optimizer step"])
+def test_killed_after(fork, whole, tmp_path, point):
+    assert fork(tmp_path, point) == -signal.SIGKILL
+    assert fork(tmp_path, resume=True) == 0
+    assert same(tmp_path, whole[0]) == []
+
+
+def test_killed_at_random_moments(fork, whole, tmp_path):
+    """TINYR2_KILLS moments, any of which may also kill a run that goes on from an earlier kill."""
+    moments, killed, run = random.Random(0), 0, 0
+    while killed < MOMENTS:
+        folder, run = tmp_path / str(run), run + 1
+        while fork(folder, resume=True, kill_after=moments.uniform(0, 1.5 * whole[1])) != 0:
+            killed += 1
+        assert same(folder, whole[0]) == [], f"run {run}, after {killed} kills"
+    print(f"{killed} kills, {run} runs")
+
+
+LORA = {"num_iterations": 1, "kl_coef": 0.3}
+
+
+def test_adapters_are_taken_up_again(fork, tmp_path):
+    for name, point in (("whole", None), ("cut", "backward")):
+        fork(tmp_path / name, point, lora=True, settings=LORA)
+    assert fork(tmp_path / "cut", resume=True, lora=True, settings=LORA) == 0
+    assert same(tmp_path / "cut", outcome(tmp_path / "whole")) == []
+
+
+ITEMS = ["model", "optimizer", "scheduler", "random.python", "random.numpy", "random.torch", "parts", "journal",
+         "metrics", *[f"part.{name}" for name in ("advantages", "keep", "kl_coef", "teacher_weights", "guides",
+                                                  "temperature", "sampled_logprobs", "tokens", "sequences")],
+         *[f"batch.{name}" for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
+                                        "num_generations")]]
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_every_saved_item_is_needed(fork, whole, tmp_path, item):
+    """Resume in the middle of a rollout and of a logging window, without one item: the run ends elsewhere."""
+    assert fork(tmp_path, "the second save" if item == "random.torch" else "the first save") == -signal.SIGKILL
+    assert fork(tmp_path, resume=True, forgotten=item) != 0 or same(tmp_path, whole[0])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A trainer that has saved at steps 3 and 6, of 8."""
+    trainer = checkpoint_run.make(tmp_path)
+    trainer.train()
+    return tmp_path
+
+
+def test_single_bits_are_found(saved):
+    bits, folder = random.Random(0), checkpoints(saved)[0]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    for _ in range(200):
+        path = bits.choice(files)
+        kept = path.read_bytes()
+        data = bytearray(kept)
+        data[bits.randrange(len(data))] ^= 1 << bits.randrange(8)
+        path.write_bytes(data)
+        fault = damage(folder)
+        assert fault and (path.name in fault or path.name == "MANIFEST.json") or (
+            path.name == "MANIFEST.json" and json.loads(path.read_text()) == manifest)
+        path.write_bytes(kept)
+    assert damage(folder) is None
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def zero_tail(path):
+    path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+
+
+@pytest.mark.parametrize("harm", (cut, zero_tail, Path.unlink))
+@pytest.mark.parametrize("name", ("model.safetensors", "state.safetensors", "state.json", "trainer_state.json"))
+def test_a_damaged_checkpoint_is_skipped_by_name(saved, capsys, harm, name):
+    newest, older = checkpoints(saved)
+    harm(newest / name)
+    whole, (fault,) = newest_whole(saved)
+    assert whole == older and fault.startswith(f"{newest.name}/{name}: ")
+    with pytest.raises(ValueError, match=f"{newest.name}/{name}: "):
+        checkpoint_run.make(saved).train(resume_from_checkpoint=str(newest))
+    harm(older / name)
+    with pytest.raises(RuntimeError, match="no checkpoint is whole"):
+        checkpoint_run.make(saved).train(resume_from_checkpoint=True)
+    assert f"{newest.name}/{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, value", (("seed", 6), ("kl_coef", 0.1), ("num_generations", 4), ("max_steps", 9)))
+def test_other_settings_are_refused(saved, name, value):
+    with pytest.raises(ValueError, match=rf"{name}: checkpoint \S+, now {value}"):
+        checkpoint_run.make(saved, {name: value}).train(resume_from_checkpoint=True)
+    if name == "kl_coef":
+        trainer = checkpoint_run.make(saved, {name: value, "ignore_changes": True})
+        assert trainer.train(resume_from_checkpoint=True).global_step == 8
+
+
+def test_other_models_data_and_rewards_are_refused(saved, monkeypatch):
+    with pytest.raises(ValueError, match="train_dataset: checkpoint"):
+        checkpoint_run.make(saved, train_rows=39).train(resume_from_checkpoint=True)
+    trainer = checkpoint_run.make(saved)
+    trainer.teachers = [checkpoint_run.WORLD.student]
+    with pytest.raises(ValueError, match="teacher 0: checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer = checkpoint_run.make(saved)
+    trainer.reward_funcs = trainer.reward_funcs[:1] + [lambda completions, **columns: [0.0] * len(completions)]
+    with pytest.raises(ValueError, match="reward 1: checkpoint noisy_reward"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer = checkpoint_run.make(saved)
+    trainer.processing_class.chat_template = "{{ messages }}"
+    try:
+        with pytest.raises(ValueError, match="tokenizer: checkpoint"):
+            trainer.train(resume_from_checkpoint=True)
+    finally:
+        trainer.processing_class.chat_template = None
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(saved):
+    with pytest.raises(FileExistsError, match="checkpoint-8 of an earlier run"):
+        checkpoint_run.make(saved).train()
+    for path in checkpoints(saved):
+        path.rename(saved / f"old-{path.name}")
+    lines = (saved / "completions.jsonl").read_bytes()
+    checkpoint_run.make(saved).train()
+    assert (saved / "completions-1.jsonl").read_bytes() == lines
+
+
+def test_a_full_disk_costs_the_checkpoint_not_the_run(tmp_path, capsys, monkeypatch):
+    plain, calls = checkpoint_run.checkpoint._digests, []
+
+    def full(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return plain(folder)
+
+    monkeypatch.setattr(checkpoint_run.checkpoint, "_digests", full)
+    trainer = checkpoint_run.make(tmp_path)
+    assert trainer.train().global_step == 8
+    said = capsys.readouterr().out
+    assert "checkpoint-6 was not saved: [Errno 28] No space left on device. The run goes on; checkpoint-3 is" in said
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock")) == [
+        "checkpoint-3", "checkpoint-8", "completions.jsonl"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_is_really_full(fork, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "none", tmp_path]).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        (tmp_path / "ballast").write_bytes(bytes(2**20 * 7))
+        assert fork(tmp_path, settings={"log_completions": False}) == 0
+        assert checkpoints(tmp_path) == [] and not list(tmp_path.glob(".tmp-*"))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_a_signal_saves_and_exits_with_zero(whole, tmp_path, fork, number):
+    code = f"import checkpoint_run, sys; checkpoint_run.run({str(tmp_path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True)
+    while not (tmp_path / "completions.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "asked to stop: saving after this step" in said and "Go on with train(resume_from_checkpoint=True)" in said
+    assert damage(checkpoints(tmp_path)[0]) is None and checkpoints(tmp_path)[0].name != "checkpoint-8"
+    assert fork(tmp_path, resume=True) == 0
+    kept = outcome(tmp_path)
+    assert [name for name in whole[0] if kept[name] != whole[0][name]] in ([], ["folders"])
+
+
+@pytest.mark.skipif("TINYR2_SLOW" not in os.environ, reason="two minutes of SmolLM2; set TINYR2_SLOW=1")
+def test_smollm2_killed_and_taken_up_again(tmp_path):
+    def start(name, last):
+        code = f"import checkpoint_run as c; c.smol({str(tmp_path / name)!r}, {last})"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
+
+    assert start("whole", None) == 0
+    assert start("cut", 3) == -signal.SIGKILL
+    assert newest_whole(tmp_path / "cut")[0].name == "checkpoint-2"
+    assert start("cut", None) == 0
+    assert same(tmp_path / "cut", outcome(tmp_path / "whole")) == []
+
+
+def test_an_unknown_format_is_named(tmp_path):
+    publish(tmp_path / "checkpoint-1", lambda folder: (folder / "x").write_text("x"))
+    manifest = tmp_path / "checkpoint-1/MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+    assert damage(tmp_path / "checkpoint-1") == "MANIFEST.json: format 0, this version reads 1"
+
+
+def test_going_back_leaves_the_later_ones_aside(saved, whole):
+    older = next(path for path in checkpoints(saved) if path.name == "checkpoint-6")
+    checkpoint_run.make(saved).train(resume_from_checkpoint=str(older))
+    names = sorted(path.name for path in saved.iterdir() if path.is_dir())
+    assert names == ["checkpoint-6", "checkpoint-8", "left-checkpoint-8"]
+    assert damage(saved / "checkpoint-8") is None
+
+
+def test_a_checkpoint_of_another_run_needs_a_folder_of_its_own(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    checkpoint_run.make(other, {"max_steps": 3}).train()
+    with pytest.raises(FileExistsError, match="holds checkpoints of its own"):
+        checkpoint_run.make(saved).train(resume_from_checkpoint=str(checkpoints(other)[0]))
+
+
+@pytest.mark.parametrize("error", (OSError(28, "No space left"), Exception("No space left"), RuntimeError("disk")))
+def test_whatever_a_library_raises_the_run_goes_on(tmp_path, capsys, monkeypatch, error):
+    trainer = checkpoint_run.make(tmp_path)
+
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(trainer, "save_model", full)
+    assert trainer.train().global_step == 8
+    assert capsys.readouterr().out.count("was not saved") == 3 and checkpoints(tmp_path) == []
+
+
+def test_a_stop_that_could_not_be_saved_is_not_called_saved(tmp_path, monkeypatch):
+    trainer = checkpoint_run.make(tmp_path)
+    monkeypatch.setattr(trainer, "save_model", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(checkpoint_run.trainer_module, "accumulate_gradients",
+                        checkpoint_run.trainer_module.accumulate_gradients)  # put back afterwards
+    checkpoint_run.after(checkpoint_run.trainer_module, "accumulate_gradients", 3,
+                         then=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="could not be saved"):
+        trainer.train()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_run.trainer_module, "accumulate_gradients",
+                        checkpoint_run.trainer_module.accumulate_gradients)  # put back afterwards
+    checkpoint_run.after(checkpoint_run.trainer_module, "accumulate_gradients", 16,
+                         then=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert checkpoint_run.make(tmp_path, {"save_strategy": "no"}).train().global_step == 8
+
+
+def test_completions_survive_a_resume_that_does_not_log_them(saved):
+    lines = (saved / "completions.jsonl").read_bytes()
+    checkpoint_run.make(saved, {"log_completions": False}).train(resume_from_checkpoint=str(saved / "checkpoint-6"))
+    kept = (saved / "completions.jsonl").read_bytes()
+    assert lines.startswith(kept) and len(kept) > len(lines) / 2
+
+
+def test_an_unreadable_file_is_skipped(saved, monkeypatch):
+    newest, older = checkpoints(saved)
+    plain = Path.open
+
+    def bad_sector(path, *args, **kwargs):
+        if path == newest / "model.safetensors":
+            raise OSError(5, "Input/output error", str(path))
+        return plain(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", bad_sector)
+    whole, (fault,) = newest_whole(saved)
+    assert whole == older and "model.safetensors: Input/output error" in fault
+
+
+@pytest.mark.parametrize("files", (5, {"x": None}, {"x": [1]}))
+def test_a_strange_manifest_is_damage(tmp_path, files):
+    publish(tmp_path / "checkpoint-1", lambda folder: (folder / "x").write_text("x"))
+    manifest = tmp_path / "checkpoint-1/MANIFEST.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": files}))
+    assert "no readable manifest" in damage(tmp_path / "checkpoint-1")
+
+
+def scaled(completions, scale=1.0, **columns):
+    return [scale] * len(completions)
+
+
+def test_what_a_reward_holds_is_part_of_it():
+    def make(scale):
+        return lambda completions, **columns: [scale] * len(completions)
+
+    fingerprint = checkpoint_run.checkpoint.fingerprint
+    assert fingerprint(partial(scaled, scale=1.0)) == fingerprint(partial(scaled, scale=1.0))
+    assert fingerprint(partial(scaled, scale=1.0)) != fingerprint(partial(scaled, scale=-5.0))
+    assert fingerprint(make(1.0)) != fingerprint(make(-5.0))
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    with checkpoint_run.checkpoint._alone(tmp_path):
+        with pytest.raises(RuntimeError, match="another run is writing here"):
+            checkpoint_run.make(tmp_path).train()
+
+
+def in_processes(folder, world, port, **settings):
+    """Run `settings` in `world` processes; the completions of every step, and the final weights."""
+    settings |= {"num_iterations": 1, "max_steps": 3, "optim": "sgd", "learning_rate": 0.05, "logging_steps": 1,
+                 "lr_scheduler_type": "constant", **({"ddp_backend": "gloo"} if world > 1 else {})}
+    code = (f"import checkpoint_run as c; t = c.make({str(folder)!r}, {settings!r}, dropout=0.0); "
+            "t.reward_funcs = t.reward_funcs[:1]; t.train(); t.save_model()")
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if world > 1 else {}
+    ranks = [{"RANK": str(i), "LOCAL_RANK": str(i)} if world > 1 else {} for i in range(world)]
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=os.environ | shared | rank, text=True,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for rank in ranks]
+    for process in processes:
+        errors = process.communicate(timeout=180)[1]
+        assert process.returncode == 0, errors[-2000:]
+    lines = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+    log = json.loads((checkpoints(folder)[0] / "trainer_state.json").read_text())["log_history"]
+    return sorted((r["step"], r["prompt"], r["completion"], r["reward"]) for r in lines), load_file(
+        folder / "model.safetensors"), log
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_processes_and_accumulation_change_nothing_but_rounding(fork, tmp_path):
+    one, weights, log = in_processes(tmp_path / "one", 1, 0, per_device_train_batch_size=8,
+                                     gradient_accumulation_steps=1)
+    assert {row[0] for row in one} == {0, 1, 2} and len(one) == 48
+    for name, world, size, parts in (("two", 2, 4, 1), ("parts", 1, 4, 2), ("both", 2, 2, 2)):
+        found, others, other_log = in_processes(tmp_path / name, world, free_port(), per_device_train_batch_size=size,
+                                                gradient_accumulation_steps=parts)
+        assert found == one, name
+        assert max((weights[key] - others[key]).abs().max().item() for key in weights) < 1e-6, name
+        for a, b in zip(log, other_log):
+            assert [a[key] for key in ("reward", "kl", "loss")] == pytest.approx(
+                [b[key] for key in ("reward", "kl", "loss")], rel=1e-3, abs=1e-5), name
+
+
+def test_two_processes_are_taken_up_again(fork, tmp_path):
+    rows, settings = {}, {"max_steps": 4, "ddp_backend": "gloo", "save_steps": 1, "logging_steps": 1}
+    for name in ("whole", "cut"):
+        for last in (None,) if name == "whole" else (3, None):
+            two_processes(tmp_path / name, settings, last)
+        rows[name] = outcome(tmp_path / name)
+    assert [key for key in rows["whole"] if rows["whole"][key] != rows["cut"][key]] == []
+
+
+def two_processes(folder, settings, last):
+    """Train in two processes; `last`: both die after that step."""
+    code = (f"import checkpoint_run as c; last = {last}\n"
+            "if last: c.after(c.checkpoint.OPDTrainer, '_maybe_log_save_evaluate', last)\n"
+            f"c.make({str(folder)!r}, {settings!r}).train(resume_from_checkpoint=True)")
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                  text=True, env=os.environ | shared | {"RANK": str(i), "LOCAL_RANK": str(i)})
+                 for i in range(2)]
+    for process in processes:
+        errors = process.communicate(timeout=180)[1]
+        assert process.returncode == (-signal.SIGKILL if last else 0), errors[-2000:]
+
+
+def test_no_pickle_is_written(saved):
+    names = {path.suffix for path in saved.rglob("*") if path.is_file()}
+    assert names <= {".json", ".jsonl", ".safetensors", ".md", ".lock", ""}, names
+
+
+def test_a_failure_while_publishing_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path / "checkpoint-1", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_running(fork, tmp_path):
+    before = {process.pid for process in psutil.process_iter()}
+    assert fork(tmp_path, "scoring") == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while {process.pid for process in psutil.process_iter()} - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not {process.pid for process in psutil.process_iter()} - before
