@@ -5,6 +5,7 @@ Imported by a fork server, so that each of many runs starts with everything load
 import collections
 import copy
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -157,6 +158,25 @@ def run(folder, point=None, resume=False, forgotten=None, settings=None, lora=Fa
         forget(trainer, forgotten)
     trainer.train(resume_from_checkpoint=resume)
     trainer.state.save_to_json(str(Path(folder, "log.json")))
+
+
+def fork_server():
+    """A context whose processes start with this module loaded."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["checkpoint_run"])
+    return context
+
+
+def in_process(context, *args, kill_after=None, **kwargs) -> int:
+    """`run` in a process of its own, killed after so many seconds; its exit status, negative for a signal."""
+    process = context.Process(target=run, args=args, kwargs=kwargs)
+    process.start()
+    process.join(kill_after)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
 
 
 def outcome(folder) -> dict:

@@ -1,6 +1,5 @@
 """Runs killed everywhere and taken up again: the same to the last bit; and what must be refused or survived."""
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -25,20 +24,7 @@ MOMENTS = int(os.environ.get("TINYR2_KILLS", "20"))
 @pytest.fixture(scope="module")
 def fork():
     """Start `run` in a process of its own; its exit status."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["checkpoint_run"])
-
-    def start(*args, kill_after=None, **kwargs):
-        process = context.Process(target=checkpoint_run.run, args=args, kwargs=kwargs)
-        process.start()
-        process.join(kill_after)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        return process.exitcode
-
-    return start
+    return partial(checkpoint_run.in_process, checkpoint_run.fork_server())
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +222,7 @@ def test_a_signal_saves_and_exits_with_zero(whole, tmp_path, fork, number):
 
 
 @pytest.mark.skipif("TINYR2_SLOW" not in os.environ, reason="two minutes of SmolLM2; set TINYR2_SLOW=1")
-def test_smollm2_killed_and_taken_up_again(tmp_path):
+def test_smollm2_killed_and_taken_up_again(fork, tmp_path):
     def start(name, last):
         code = f"import checkpoint_run as c; c.smol({str(tmp_path / name)!r}, {last})"
         return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode

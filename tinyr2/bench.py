@@ -277,6 +277,11 @@ def _keep_seconds(name: str, found: dict, command: str, rounds: int) -> None:
     medians = {side: row["median"] for side, row in found["seconds"].items()}
     record(f"bench.{name}.seconds_ratio", other["ours_over_it"], range=other["ratio_range"], n=rounds,
            command=command, medians=medians, **rest)  # fmt: skip
+    if name == "checkpoint":
+        record("bench.checkpoint.share", found["share_at_save_steps_10"], n=rounds, command=command)
+    else:
+        ours, plain = (peak - found["gradients"] for peak in found["peak_bytes"].values())
+        record("bench.divergence.memory_ratio", plain / ours, n=3, command=command)
 
 
 def _keep_reward(found: dict, command: str, args: BenchArguments) -> None:

