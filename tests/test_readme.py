@@ -68,3 +68,12 @@ def test_the_commands(folder):
         name, *words = shlex.split(line)
         output = run([str(Path(sys.executable).with_name(name)), *words], folder)
         json.loads(output.splitlines()[-1])
+
+
+def test_a_command_taken_up_again(folder):
+    words = shlex.split("--model my/student --tasks my_tasks.jsonl --max_steps 1 --use_cpu true --eval_tasks none "
+                        "--max_completion_length 8 --save_strategy steps --save_steps 1 --output_dir runs/first")
+    for more in ([], ["--resume_from_checkpoint", "true"]):
+        output = run([str(Path(sys.executable).with_name("tinyr2-train")), *words, *more], folder)
+        assert json.loads(output.splitlines()[-1])["steps"] == 1
+    assert "is of the last step: nothing left to do" in output
