@@ -20,8 +20,9 @@ from transformers import PrinterCallback, TrainerCallback
 import tinyr2.checkpoint as checkpoint
 import tinyr2.trainer as trainer_module
 from tinyr2 import OPDConfig, tests_reward
-from tinyr2.data import load_tasks, tiny_world
+from tinyr2.data import load_tasks
 from tinyr2.environment import load_model, load_tokenizer
+from tinyr2.tiny import tiny_world
 
 torch.set_num_threads(1)
 WORLD = tiny_world()

@@ -7,9 +7,9 @@ from trl.experimental.gkd import GKDTrainer
 
 from tinyr2 import opd_loss
 from tinyr2.gradient import OPDConfig, OPDStep, accumulate_gradients, teacher_states
-from tinyr2.data import tiny_world
 from tinyr2.objective import PRESETS, group_advantages, hidden_divergence, token_divergence, token_logprobs
 from tinyr2.sampling import rollout
+from tinyr2.tiny import tiny_world
 
 
 def random(*shape, seed=0, **options):

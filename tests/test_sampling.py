@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from tinyr2.data import tiny_tokenizer, tiny_tasks
 from tinyr2.sampling import draw, rollout
+from tinyr2.tiny import tiny_tokenizer, tiny_tasks
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3, "eos_token_id": 0,

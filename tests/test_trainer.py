@@ -12,9 +12,9 @@ from trl.rewards import get_soft_overlong_punishment
 
 import tinyr2
 from tinyr2 import OPDConfig, OPDTrainer
-from tinyr2.data import tiny_world
 from tinyr2.environment import load_model
 from tinyr2.objective import PRESETS
+from tinyr2.tiny import tiny_world
 from tinyr2.trainer import head_faults
 
 

@@ -27,12 +27,13 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-from .data import TinyWorld, format_prompt, tiny_world
+from .data import format_prompt
 from .evaluation import divergence_from
 from .gradient import OPDConfig
 from .objective import PRESETS
 from .reward import tests_reward
 from .sampling import sample_many
+from .tiny import TinyWorld, tiny_world
 from .trainer import OPDTrainer
 
 # %% ../nbs/11_methods.ipynb #d9592b8b
