@@ -1,9 +1,12 @@
 """The static decoder and `transformers` agree on models that the notebooks do not use."""
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from tinyr2.sampling import draw, rollout
+from tinyr2 import decoder as decoder_module
+from tinyr2.data import left_pad
+from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels
+from tinyr2.sampling import draw, inverse_cdf, rollout, sample_many
 from tinyr2.tiny import tiny_tokenizer, tiny_tasks
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -16,12 +19,14 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-untied-bias", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", "llama-untied-bias", "qwen2", "gemma"])
 def model(request, tokenizer):
     torch.manual_seed(0)
     shape = {"vocab_size": len(tokenizer), **SHAPE}
     if request.param == "qwen2":
         config = Qwen2Config(**shape)  # bias on q, k and v only
+    elif request.param == "gemma":
+        config = GemmaConfig(**shape, head_dim=16)
     else:
         other = request.param != "llama"
         config = LlamaConfig(**shape, tie_word_embeddings=not other, attention_bias=other)
@@ -72,3 +77,76 @@ def test_a_prompt_that_comes_twice_is_sampled_anew(tokenizer, model):
     once = rollout(model, tokenizer, [other, prompt], **options).completions
     twice = rollout(model, tokenizer, [prompt, other, prompt], **options).completions
     assert twice[:2] == once[2:] and twice[4:] != twice[:2]
+
+
+def test_kernels_equal_plain_pytorch(model, tokenizer):
+    assert kernels() is not None and Decoder(model).compiled
+    options = {"num_generations": 3, "max_completion_length": 24, "temperature": 1.0}
+    fast, plain = (rollout(model, tokenizer, prompts(5), backend=name, **options) for name in ("static", "plain"))
+    assert fast.completions == plain.completions
+    assert torch.allclose(fast.logprobs, plain.logprobs, atol=1e-4)
+
+
+@torch.no_grad()
+def given_tokens_error(model, ids, mask, kind, dtype):
+    """Root mean square difference of logits from the model's own in float32, over 8 tokens that are given."""
+    cache = kind(Decoder(model, dtype, compiled=kind is SharedCache), len(ids), ids.shape[1], 2, 8)
+    cache.add(ids, mask)
+    given = torch.randint(2, 400, (2 * len(ids), 8), generator=torch.Generator().manual_seed(0))
+    ours = torch.stack([cache.step(given[:, t], torch.full((len(given),), t)) for t in range(8)], 1)
+    seen = torch.cat([mask.repeat_interleave(2, 0), torch.ones_like(given)], 1)
+    whole = torch.cat([ids.repeat_interleave(2, 0), given], 1)
+    theirs = model(whole, attention_mask=seen, position_ids=(seen.cumsum(1) - 1).clamp(min=0)).logits[:, -8:]
+    return (ours.float() - theirs).square().mean().sqrt().item()
+
+
+def test_kernels_round_no_worse_than_pytorch(model, tokenizer):
+    ids, mask = left_pad([tokenizer(p)["input_ids"] for p in prompts(6)], tokenizer.pad_token_id)
+    exact, compiled, plain = (given_tokens_error(model, ids, mask, *kind) for kind in (
+        (SharedCache, torch.float32), (SharedCache, torch.bfloat16), (ForkedCache, torch.bfloat16)))
+    assert exact < 1e-4 < compiled < 1.2 * plain
+
+
+def test_waiting_prompts_take_free_places(model, tokenizer):
+    """However few rows are written at a time, and in whatever order they end, the programs are the same."""
+    options = {"num_generations": 2, "max_completion_length": 20, "temperature": 1.0, "progress": False}
+    asked = prompts(9)
+    whole = rollout(model, tokenizer, asked, **options).completions
+    for rows in (2, 6, 10):
+        for backend in ("static", "plain"):
+            assert rollout(model, tokenizer, asked, max_rows=rows, backend=backend, **options).completions == whole
+    many = sample_many(model, tokenizer, asked, batch_rows=4, **options)
+    assert sum(many, []) == whole
+
+
+def test_two_stages_draw_as_one():
+    generator = torch.Generator().manual_seed(0)
+    for size in (4096, 5000, 49_152):
+        probs = torch.randn(200, size, generator=generator).mul(3).softmax(-1)
+        uniform = torch.rand(200, generator=generator)
+        two, one = inverse_cdf(probs, uniform), inverse_cdf(probs.double(), uniform.double(), block=size)
+        assert (two != one).sum() <= 1  # a draw within rounding of a boundary
+    edges = torch.tensor([0.0, 1 - 2**-24])
+    assert inverse_cdf(torch.full((2, 5000), 1 / 5000), edges).tolist() == [0, 4999]
+
+
+def test_another_family_says_so(tokenizer, caplog):
+    config = Qwen3Config(vocab_size=len(tokenizer), **SHAPE, head_dim=16)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rollout(model, tokenizer, prompts(1), num_generations=1, max_completion_length=2)
+    assert "no decoder for 'qwen3', using generate()" in caplog.text
+    with pytest.raises(ValueError, match="Decoder: no decoder for 'qwen3'"):
+        Decoder(model)
+
+
+def test_without_a_compiler(model, tokenizer, monkeypatch, caplog):
+    whole = rollout(model, tokenizer, prompts(2), num_generations=2, max_completion_length=8).completions
+    monkeypatch.setenv("PATH", "/nowhere")
+    decoder_module.kernels.cache_clear()
+    try:
+        assert not Decoder(model).compiled and "no compiled kernels" in caplog.text
+        again = rollout(model, tokenizer, prompts(2), num_generations=2, max_completion_length=8).completions
+        assert again == whole
+    finally:
+        monkeypatch.undo()
+        decoder_module.kernels.cache_clear()
