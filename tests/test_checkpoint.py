@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,11 +80,28 @@ ITEMS = ["model", "optimizer", "scheduler", "random.python", "random.numpy", "ra
                                         "num_generations")]]
 
 
+@pytest.fixture(scope="module")
+def cut(fork, tmp_path_factory):
+    """What a run leaves that was killed after its first save, and after its second."""
+    folders = {point: tmp_path_factory.mktemp("cut") for point in ("the first save", "the second save")}
+    for point, folder in folders.items():
+        assert fork(folder, point) == -signal.SIGKILL
+    return folders
+
+
+def test_a_copy_of_a_killed_run_goes_on(fork, whole, cut, tmp_path):
+    """The control of the test below: nothing is forgotten."""
+    for number, folder in enumerate(cut.values()):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        assert fork(copy, resume=True) == 0 and same(copy, whole[0]) == []
+
+
 @pytest.mark.parametrize("item", ITEMS)
-def test_every_saved_item_is_needed(fork, whole, tmp_path, item):
+def test_every_saved_item_is_needed(fork, whole, cut, tmp_path, item):
     """Resume in the middle of a rollout and of a logging window, without one item: the run ends elsewhere."""
-    assert fork(tmp_path, "the second save" if item == "random.torch" else "the first save") == -signal.SIGKILL
-    assert fork(tmp_path, resume=True, forgotten=item) != 0 or same(tmp_path, whole[0])
+    point = "the second save" if item == "random.torch" else "the first save"
+    folder = shutil.copytree(cut[point], tmp_path / "run")
+    assert fork(folder, resume=True, forgotten=item) != 0 or same(folder, whole[0])
 
 
 @pytest.fixture
@@ -111,7 +129,7 @@ def test_single_bits_are_found(saved):
     assert damage(folder) is None
 
 
-def cut(path):
+def shorten(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
@@ -119,7 +137,7 @@ def zero_tail(path):
     path.write_bytes(path.read_bytes()[:-64] + bytes(64))
 
 
-@pytest.mark.parametrize("harm", (cut, zero_tail, Path.unlink))
+@pytest.mark.parametrize("harm", (shorten, zero_tail, Path.unlink))
 @pytest.mark.parametrize("name", ("model.safetensors", "state.safetensors", "state.json", "trainer_state.json"))
 def test_a_damaged_checkpoint_is_skipped_by_name(saved, capsys, harm, name):
     newest, older = checkpoints(saved)
@@ -411,9 +429,18 @@ def test_a_failure_while_publishing_leaves_nothing(tmp_path):
 
 
 def test_nothing_is_left_running(fork, tmp_path):
-    before = {process.pid for process in psutil.process_iter()}
-    assert fork(tmp_path, "scoring") == -signal.SIGKILL
+    def running():
+        """Our descendants, and sandboxes that have lost their parent."""
+        found = {process.pid for process in psutil.Process().children(recursive=True)}
+        for process in psutil.process_iter(["ppid", "cmdline"]):
+            if process.info["ppid"] == 1 and "--serve" in (process.info["cmdline"] or ()):
+                found.add(process.pid)
+        return found
+
+    assert fork(tmp_path / "first", "rollout") == -signal.SIGKILL  # the fork server is there now
+    before = running()
+    assert fork(tmp_path / "second", "scoring") == -signal.SIGKILL
     deadline = time.monotonic() + 20
-    while {process.pid for process in psutil.process_iter()} - before and time.monotonic() < deadline:
+    while running() - before and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not {process.pid for process in psutil.process_iter()} - before
+    assert not running() - before

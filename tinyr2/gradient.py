@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.cache_utils import DynamicCache
 
@@ -59,7 +60,8 @@ class OPDConfig(_LossArguments):
     kl_coef_end: float | None = _setting(None, "kl_coef likewise.")
     num_iterations: int = _setting(1, "Optimizer steps per rollout; above 1 with importance weights.")
     importance_cap: float = _setting(2.0, "Where importance weights are cut.")
-    micro_batch_rows: int = _setting(8, "Completions per forward and backward pass.")
+    micro_batch_rows: int = _setting(64, "Completions per forward and backward pass, at most.")
+    micro_batch_tokens: int = _setting(1024, "Their tokens, padding included, at most.")
     eval_num_generations: int = _setting(1, "Samples per task in evaluate(); 1 is greedy.")
     log_completions: bool = _setting(False, "Append every completion to completions.jsonl.")
     completions_table_steps: int = _setting(0, "Steps between printed tables of completions; 0 prints none.")
@@ -102,7 +104,7 @@ def config_faults(args: OPDConfig) -> list[str]:
 def _expect_ranges(args, expect) -> None:
     """What can be said of a setting by itself."""
     for name in ("num_generations", "max_completion_length", "micro_batch_rows", "eval_num_generations", "top_k",
-                 "num_iterations", "importance_cap"):  # fmt: skip
+                 "micro_batch_tokens", "num_iterations", "importance_cap"):  # fmt: skip
         expect(name, getattr(args, name) >= 1, "at least 1")
     for name in ("reward_coef", "kl_coef", "imitation_coef"):
         expect(name, getattr(args, name) >= 0, "0 or more")
@@ -183,12 +185,24 @@ def shares_prompt(model: PreTrainedModel, batch: Rollout) -> bool:
     return not forgets and (window is None or window > batch.prompt_ids.shape[1])
 
 # %% ../nbs/08_gradient.ipynb #f437aee7
-def micro_batches(lengths: torch.Tensor, rows: int, groups: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """Split N completions into index tensors of at most `rows`, by group, then longest first."""
+def micro_batches(
+    lengths: torch.Tensor, rows: int, groups: torch.Tensor | None = None, tokens: int | None = None
+) -> list[torch.Tensor]:
+    """Split N completions into index tensors of at most `rows`, by group, then longest first.
+
+    `tokens`: at most so many tokens, padding included, unless one completion alone has more.
+    """
     order = lengths.argsort(descending=True, stable=True)
     if groups is not None:
         order = order[groups[order].argsort(stable=True)]
-    return [part[lengths[part].argsort(descending=True, stable=True)] for part in order.split(rows)]
+    parts = []
+    while len(order):
+        size = min(rows, len(order))
+        while tokens and size > 1 and size * int(lengths[order[:size]].max()) > tokens:
+            size -= 1
+        part, order = order[:size], order[size:]
+        parts.append(part[lengths[part].argsort(descending=True, stable=True)])
+    return parts
 
 # %% ../nbs/08_gradient.ipynb #16a45933
 def teacher_weights(rows: list[dict], count: int, weights: list[float] | None = None) -> torch.Tensor:
@@ -204,11 +218,12 @@ def teacher_weights(rows: list[dict], count: int, weights: list[float] | None = 
 
 # %% ../nbs/08_gradient.ipynb #5a5c751a
 @torch.no_grad()
-def completion_states(model: PreTrainedModel, batch: Rollout, rows: torch.Tensor, size: int = 8) -> torch.Tensor:
-    """Last hidden states `[N, T, d]` that predict the completions `rows`, `size` at a time; zeros elsewhere."""
+def completion_states(model: PreTrainedModel, batch: Rollout, rows: torch.Tensor, size: int = 64,
+                      tokens: int = 1024) -> torch.Tensor:  # fmt: skip
+    """Last hidden states `[N, T, d]` that predict the completions `rows`, in micro-batches; zeros elsewhere."""
     body, lengths, states = model.get_decoder(), batch.completion_mask.sum(1), None
     prefix = read_prompts(body, batch) if shares_prompt(model, batch) else None
-    for some in micro_batches(lengths[rows], size):
+    for some in micro_batches(lengths[rows], size, tokens=tokens):
         some = rows[some]
         width = int(lengths[some[0]])
         if prefix is None:
@@ -239,7 +254,8 @@ def teacher_states(teachers: list, student, batch: Rollout, weights: torch.Tenso
         kept = keep[rows].nonzero().squeeze(1)
         with as_teacher(teacher, student), torch.autocast(states.device.type, torch.bfloat16, enabled=args.bf16):
             if len(kept):
-                part = completion_states(teacher, batch.pick(asked), kept, args.micro_batch_rows)
+                limits = (args.micro_batch_rows, args.micro_batch_tokens)
+                part = completion_states(teacher, batch.pick(asked), kept, *limits)
                 states = states.to(part.dtype)
                 states[rows, : part.shape[1]] = part
         found.append((states, head))
@@ -293,11 +309,11 @@ def accumulate_gradients(model: PreTrainedModel, step: OPDStep, args: OPDConfig)
     cast = torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16)
     if len(kept) and shares_prompt(model, batch):
         with cast:
-            prefix = read_prompts(body, batch)
+            prefix = checkpoint(read_prompts, body, batch, use_reentrant=False)  # computed again for its gradient
         leaves = [t.detach().requires_grad_() for t in prefix]
     routes = step.teacher_weights.repeat_interleave(batch.num_generations, 0)
     groups = routes.argmax(1)[kept] if routes.shape[1] > 1 else None
-    for rows in micro_batches(lengths[kept], args.micro_batch_rows, groups):
+    for rows in micro_batches(lengths[kept], args.micro_batch_rows, groups, args.micro_batch_tokens):
         rows = kept[rows]
         mask = batch.completion_mask[rows, : lengths[rows[0]]]
         with cast:
