@@ -9,6 +9,7 @@ __all__ = ['TASK_FIELDS', 'RECORD_FIELDS', 'MAX_LINE_BYTES', 'check_text', 'chec
 # %% ../nbs/02_rows.ipynb #6a0f1003
 import ast
 import codecs
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -92,16 +93,11 @@ def check_reward(value, field: str, where: str) -> None:
     if type(value) not in (int, float) or not -_LARGEST <= value <= _LARGEST:
         _fault(where, field, "a finite number", value, "score the response again or drop it")
 
-
-def _check_reference(value, field: str, where: str) -> None:
-    """Refuse what is neither a program text nor null."""
-    if value is not None:
-        check_text(value, field, where)
-
 # %% ../nbs/02_rows.ipynb #6a0f1015
 _CHECKS = {
     "task_id": check_text, "prompt": check_text, "entry_point": _check_name,
-    "tests": lambda *at: _check_list(*at, _check_test, least=1), "reference": _check_reference,
+    "tests": lambda *at: _check_list(*at, _check_test, least=1),
+    "reference": lambda value, *at: value is None or check_text(value, *at),
     "tags": lambda *at: _check_list(*at, check_text),
     "teacher_responses": lambda *at: _check_list(*at, check_text, least=1),
     "rewards": lambda *at: _check_list(*at, check_reward),
@@ -244,10 +240,7 @@ def load_tasks(split: str) -> list[dict]:
     return read_tasks(files("tinyr2") / "tasks" / f"{split}.jsonl")
 
 # %% ../nbs/02_rows.ipynb #6a0f1020
-def _stamp(file) -> tuple[int, int]:
-    """Return the size of a file and the time of its last change."""
-    stat = os.stat(file)
-    return stat.st_size, stat.st_mtime_ns
+_stamp = operator.attrgetter("st_size", "st_mtime_ns")  # of os.stat: tells a file that has changed
 
 
 class _FileRows:
@@ -256,7 +249,7 @@ class _FileRows:
     def __init__(self, path: Path):
         _check_file(path)
         self.path, self.places, self._file = path, array("q"), None  # line number, offset, bytes of each row
-        self._checked = _stamp(path)
+        self._checked = _stamp(os.stat(path))
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_file": None}  # a process that gets a copy opens the file itself
@@ -268,7 +261,7 @@ class _FileRows:
         """Return ("FILE:LINE", the bytes of a row); ValueError if the file is not the one that was checked."""
         number, start, size = self.places[3 * index:3 * index + 3]
         self._file = self._file or open(self.path, "rb", buffering=0)
-        if _stamp(self._file.fileno()) != self._checked:
+        if _stamp(os.stat(self._file.fileno())) != self._checked:
             raise ValueError(f"{self.path}: has changed since its rows were checked; make the dataset again")
         return f"{self.path}:{number}", os.pread(self._file.fileno(), size, start)
 
@@ -282,11 +275,6 @@ def _key(row: dict) -> tuple[str, str]:
     return field, row[field]
 
 
-def _hash(row: dict) -> int:
-    """Return 64 bits of hash of a row's key."""
-    return int.from_bytes(hashlib.blake2b("\0".join(_key(row)).encode(), digest_size=8).digest(), "big")
-
-
 def _equal_pairs(hashes: array) -> list[tuple[int, int]]:
     """Return (later, earlier) indices of neighbours among equal hashes, by the later."""
     values = np.array(hashes, dtype=np.uint64)
@@ -295,28 +283,22 @@ def _equal_pairs(hashes: array) -> list[tuple[int, int]]:
     return sorted(zip(order[same + 1].tolist(), order[same].tolist(), strict=True))
 
 # %% ../nbs/02_rows.ipynb #6a0f1024
-class _Rejects:
-    """A JSON-lines file of refused rows, {"where", "error", "bytes", "text"}; in place when the reading is over."""
+@contextlib.contextmanager
+def _rejects(path: Path) -> Iterator:
+    """Give a function that writes a refused row {"where", "error", "bytes", "text"} and counts it."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        def refuse(error: ValueError, where: str, text: bytes, size: int) -> None:
+            refuse.count += 1
+            shown = text.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8, as in Python's file names
+            file.write(json.dumps({"where": where, "error": str(error), "bytes": size, "text": shown}) + "\n")
 
-    def __init__(self, path: Path):
-        self.path, self.count = path, 0
-
-    def __enter__(self):
-        self._file = tempfile.NamedTemporaryFile("w", dir=self.path.parent, prefix=self.path.name, delete=False)
-        return self
-
-    def __call__(self, error: ValueError, where: str, text: bytes, size: int) -> None:
-        """Write one refused row; bytes that are not UTF-8 become surrogates, as in Python's file names."""
-        self.count += 1
-        shown = text.decode("utf-8", "surrogateescape")
-        self._file.write(json.dumps({"where": where, "error": str(error), "bytes": size, "text": shown}) + "\n")
-
-    def __exit__(self, kind, *_):
-        self._file.close()
-        if kind is None:
-            os.replace(self._file.name, self.path)
-        else:
-            os.unlink(self._file.name)
+        refuse.count = 0
+        try:
+            yield refuse
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)
 
 
 def _stop(error: ValueError, *_) -> None:
@@ -335,7 +317,8 @@ def _index(path: Path, refuse, extra_fields: Iterable[str] | None) -> _FileRows:
             refuse(error, where, text, size)
         else:
             rows.places.extend((number, start, size))
-            hashes.append(_hash(row))
+            digest = hashlib.blake2b("\0".join(_key(row)).encode(), digest_size=8).digest()
+            hashes.append(int.from_bytes(digest, "big"))
     keep = np.ones(len(rows), dtype=bool)
     for later, earlier in _equal_pairs(hashes):
         (where, text), (field, value) = rows.text(later), _key(rows[later])
@@ -355,7 +338,7 @@ def _read_file(path: Path, skip: bool, rejects, extra_fields) -> tuple[_FileRows
     target = Path(rejects or f"{path}.rejects.jsonl")
     if target.resolve() == path.resolve() or not target.parent.is_dir():
         raise ValueError(f"rejects: expected another file, in a folder that exists, got {target}; name one")
-    with _Rejects(target) as refuse:
+    with _rejects(target) as refuse:
         rows = _index(path, refuse, extra_fields)
     if refuse.count:
         warnings.warn(f"{path}: {refuse.count} rows refused, see {target}", stacklevel=4)
