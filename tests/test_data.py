@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = {"task_id": "a/1", "prompt": "Write f.", "entry_point": "f", "reference": None, "tags": [],
         "tests": [{"call": "f(1)", "returns": "2"}]}
 RECORD = {"prompt": "Write g.", "teacher_responses": ["def g(): ...\n", "g = 1\n"], "rewards": [0.5, 0]}
+ALWAYS = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 GOOD = [json.dumps(TASK).encode(), json.dumps(RECORD).encode()]
 
 
@@ -202,7 +203,7 @@ def test_extra_fields_are_kept_when_named(tmp_path):
         read_tasks(path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, **ALWAYS)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_never_crash(tmp_path_factory, data):
     """Whatever a line holds, what comes is a ValueError with the place, and skipping loses no byte."""
@@ -291,10 +292,13 @@ def log_probs(model, ids, mask=None) -> torch.Tensor:
     return logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, **ALWAYS)
 @given(features=FEATURES)
 def test_batch_scores_like_its_rows(scorer, features):
-    """Both layouts give each reply token the log-probability that the row has alone, without padding."""
+    """Both layouts give each reply token the log-probability that the row has alone, without padding.
+
+    To 1e-5 in float32; a log-probability of -30 has a step of 2e-6 there, hence 1e-6 of its size besides.
+    """
     model, tokenizer = scorer
     batch = DataCollatorForOPD(tokenizer)(features)
     right = log_probs(model, batch["input_ids"], batch["attention_mask"])
@@ -305,11 +309,11 @@ def test_batch_scores_like_its_rows(scorer, features):
         start, end = encode_prompt(tokenizer, prompt), encode_completion(tokenizer, reply)
         alone = log_probs(model, torch.tensor([start + end]))[0, len(start) - 1:]
         kept = batch["labels"][row, 1:] != -100
-        torch.testing.assert_close(right[row][kept], alone, atol=1e-5, rtol=0)
-        torch.testing.assert_close(both[row][batch["completion_mask"][row] == 1], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(right[row][kept], alone, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(both[row][batch["completion_mask"][row] == 1], alone, atol=1e-5, rtol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, **ALWAYS)
 @given(features=FEATURES)
 def test_every_token_once(scorer, features):
     """Taken apart by its masks, the batch is exactly the rows, in order; all else is padding."""
@@ -332,7 +336,7 @@ def test_every_token_once(scorer, features):
         assert batch["rewards"][row].isnan() if reward is None else batch["rewards"][row] == reward
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, **ALWAYS)
 @given(reply=TEXT)
 def test_one_eos_and_no_bos(reply):
     """A tokenizer that adds BOS by itself: none in a row; EOS last and once, whether or not the reply spells it."""
