@@ -122,13 +122,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>", pad_token="<pad>")
 
 # %% ../nbs/03_tiny_world.ipynb #4c2645f7
+def _reply(row: dict) -> str | None:
+    """Return what the supervised phase learns from a row."""
+    return row["completion"] if "completion" in row else row["reference"]
+
+
 def sft(model: PreTrainedModel, tokenizer, rows: list[dict], steps: int = 100, lr: float = 3e-3,
         seed: int = 0, batch_size: int = 16) -> list[float]:
     """Train in place on {"prompt", "completion"} or task rows (their reference); return each step's loss.
 
     Cross-entropy in nats on completion tokens only, AdamW, cosine schedule; the model ends in eval mode.
     """
-    replies = [row["completion"] if "completion" in row else row["reference"] for row in rows]
+    replies = [_reply(row) for row in rows]
     if None in replies:
         raise ValueError(f"row {replies.index(None)}: field `completion`: expected a string, got None; leave it out")
     pairs = [{"prompt": row["prompt"], "completion": text} for row, text in zip(rows, replies, strict=True)]
@@ -225,7 +230,7 @@ def _key(tokenizer, plans: dict[str, tuple], seed: int) -> str:
     seen = [seed, tokenizer.backend_tokenizer.to_str(), *map(_plain_code, (sft, _train_world))]
     seen += [package.__version__ for package in (torch, transformers, tokenizers)]
     for config, rows, *numbers in plans.values():
-        first = [{"prompt": row["prompt"], "completion": row.get("completion", row.get("reference"))} for row in rows[:16]]
+        first = [{"prompt": row["prompt"], "completion": _reply(row)} for row in rows[:16]]
         batch = DataCollatorForOPD(tokenizer)(first)
         seen += [config.to_dict(), rows, numbers, [batch[name].tolist() for name in ("input_ids", "labels")]]
     return hashlib.sha256(json.dumps(seen, sort_keys=True, default=str).encode()).hexdigest()[:16]
