@@ -84,8 +84,8 @@ def test_mcnemar_by_enumeration():
         mcnemar(-1, 3)
 
 
-def test_mcnemar_against_published_table():
-    """Discordant pairs 59 and 6, statsmodels' own documented exact result is below 1e-11 (McNemar, exact=True)."""
+def test_mcnemar_is_twice_the_binomial_tail():
+    """Twice the binomial tail, the textbook form of the exact test."""
     assert mcnemar(6, 16) == pytest.approx(2 * stats.binom.cdf(6, 22, 0.5))
     assert mcnemar(59, 6) == pytest.approx(2 * stats.binom.cdf(6, 65, 0.5))
 
@@ -189,7 +189,8 @@ def test_hostile_programs_leave_no_number():
 
 def test_measures_by_tag():
     table = [{"call": "f(1)", "returns": "1"}]
-    tasks = [{"task_id": str(i), "tests": table, "tags": tags, "entry_point": "f"} for i, tags in enumerate((["a"], ["a", "b"]))]
+    tasks = [{"task_id": str(i), "tests": table, "tags": tags, "entry_point": "f"}
+             for i, tags in enumerate((["a"], ["a", "b"]))]
     texts = [["def f(x):\n    return 1 if x else 2\n", "def f("], ["def f(x):\n    return x\n"] * 2]
     found = measures(tasks, Evaluation(["0", "1"], [[True, False], [True] * 2], [[1.0, 0.0], [1.0] * 2], texts))
     assert found["parses"].tolist() == [[1, 0], [1, 1]]
@@ -211,7 +212,8 @@ def write(path, *rows):
 
 
 def test_formats_become_tasks(tmp_path):
-    mbpp = {"task_id": 601, "prompt": "Double it.", "code": "def g(x):\n    return 2 * x\n", "test_list": ["assert g(2) == 4"]}
+    mbpp = {"task_id": 601, "prompt": "Double it.", "code": "def g(x):\n    return 2 * x\n",
+            "test_list": ["assert g(2) == 4"]}
     plain, human, other = read_any_tasks(write(tmp_path / "t.jsonl", PLAIN, HUMANEVAL, mbpp))
     assert plain["tests"][1] == {"call": "f('a')", "returns": "'a'"} and plain["entry_point"] == "f"
     assert human["check"].endswith(HUMANEVAL["test"]) and "tests" not in human
