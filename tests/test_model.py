@@ -50,8 +50,10 @@ def test_a_crop_that_only_reorders_is_the_teacher(family, ids):
         for layer in teacher.model.layers:  # norms of one would hide a wrong axis
             layer.input_layernorm.weight.uniform_(0.5, 2)
         expected = teacher(ids).logits
-        found = crop_from_teacher(teacher, shrink(config, 1, 1), *order)(ids).logits
-    assert torch.allclose(found, expected, atol=1e-5)
+        student = crop_from_teacher(teacher, shrink(config, 1, 1), *order)
+        assert torch.allclose(student(ids).logits, expected, atol=1e-5)
+        for new, old, neurons in zip(student.model.layers, teacher.model.layers, order[1]):
+            assert torch.equal(new.mlp.up_proj.weight, old.mlp.up_proj.weight[neurons][:, order[0]])
 
 
 def test_the_choice_of_a_crop_has_the_right_sizes_and_follows_the_text(ids):
@@ -68,7 +70,7 @@ def test_distillation_comes_nearer_and_leaves_the_teacher_alone(ids):
     with torch.no_grad():
         teacher.lm_head.weight.mul_(20)  # something to learn
     before = copy.deepcopy(teacher.state_dict())
-    losses = token_distillation(student, teacher, [ids] * 30, lr=3e-3)
+    losses = token_distillation(student, teacher, [ids] * 20, lr=3e-3)
     with torch.no_grad():
         p, q = teacher(ids).logits.softmax(-1), student(ids).logits.log_softmax(-1)
         kl = (p * (p.log() - q)).sum(-1).mean().item()
