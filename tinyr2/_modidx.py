@@ -73,6 +73,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/tinyr2', 'doc_host': '', '
             'tinyr2.claims': { 'tinyr2.claims._ArticleTrainer': ('claims.html#_articletrainer', 'tinyr2/claims.py'),
                                'tinyr2.claims._ArticleTrainer._save_checkpoint': ( 'claims.html#_articletrainer._save_checkpoint',
                                                                                    'tinyr2/claims.py'),
+                               'tinyr2.claims._BiasedHead': ('claims.html#_biasedhead', 'tinyr2/claims.py'),
+                               'tinyr2.claims._BiasedHead.__init__': ('claims.html#_biasedhead.__init__', 'tinyr2/claims.py'),
                                'tinyr2.claims._Counted': ('claims.html#_counted', 'tinyr2/claims.py'),
                                'tinyr2.claims._Counted.__lt__': ('claims.html#_counted.__lt__', 'tinyr2/claims.py'),
                                'tinyr2.claims._GuardedInit': ('claims.html#_guardedinit', 'tinyr2/claims.py'),
