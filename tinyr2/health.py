@@ -29,6 +29,7 @@ REMEDIES |= {
     "gradient_spike": "lower learning_rate or max_grad_norm (a higher one clips less), look at that step's completions",
     "gradient_vanished": "masks, reward spread and saturation; a learning rate cannot change a gradient",
     "collapse": "the student says one thing only: raise kl_coef or the temperature, see what the reward pays for",
+    "norm_before_backward": "read grad_norm in the log, or in on_pre_optimizer_step: before backward it is not there",
     "truncation": "most completions hit max_completion_length: raise it, or teach the student to stop (warm_start)",
     "trivial_programs": "compare with the teacher's own samples: if those are fine, the reward pays for short programs",
 }
@@ -184,10 +185,10 @@ def _sampling_findings(entries: list[dict]) -> Iterator[tuple[str, bool, str]]:
     same = max((e.get("completions/distinct", 1) for e in entries[-8:]), default=1) == least <= 0.5 and copies == least
     nats = entropy * length
     yield "unscored", last("unscored") > 0.1, f"{last('unscored'):.0%} of the completions"
-    yield "sampling", same and nats > 1.5, f"copies in every group, but {nats:.1f} nats of entropy a program"
-    yield "collapse", same and nats <= 1.5, f"copies in every group, {nats:.2f} nats of entropy a program"
-    yield "truncation", last("completions/clipped_ratio") > 0.8, f"{last('completions/clipped_ratio'):.0%} cut off"
+    yield "sampling", same and nats > 0.5, f"copies in every group, but {nats:.1f} nats of entropy a program"
     yield "trivial_programs", last("completions/trivial") > 0.5, f"{last('completions/trivial'):.0%} of the programs"
+    yield "collapse", same and nats <= 0.5, f"copies in every group, {nats:.2f} nats of entropy a program"
+    yield "truncation", last("completions/clipped_ratio") > 0.8, f"{last('completions/clipped_ratio'):.0%} cut off"
     flat = last("frac_reward_zero_std")
     yield "reward_spread", flat > 0.95, f"{flat:.0%} of the groups, mean reward {last('reward'):.2f}"
 
