@@ -52,7 +52,8 @@ def gradient_shares(trainer, step: OPDStep) -> dict[str, float]:
     dot = lambda x, y: sum(float((p.float() * q.float()).sum()) for p, q in zip(x, y))  # noqa: E731
     reward, kl = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
     cosine = dot(a, b) / (reward * kl) if reward * kl > 0 else 0.0
-    return {"gradient/reward": reward, "gradient/kl": kl, "gradient/cosine": cosine}
+    found = {"gradient/reward": reward, "gradient/kl": kl, "gradient/cosine": cosine}
+    return found if trainer.args.reward_coef > 0 else {"gradient/kl": kl}
 
 # %% ../nbs/10_health.ipynb #75a02672
 @torch.no_grad()
