@@ -1,5 +1,6 @@
 """Preflight, health panel and trouble: names, silence, no trace, and numbers against plain computations."""
 import math
+import random
 import types
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 
 import tinyr2.checks as checks
 import tinyr2.diagnostics as diagnostics
+import tinyr2.reward as reward
 from tinyr2.checkpoint import fingerprint, random_state
 from tinyr2.checks import REMEDIES, memory_estimate
 from tinyr2.data import tiny_world
@@ -34,8 +36,14 @@ def test_an_injected_fault_has_its_name_first(world, fault):
     assert FAULTS[fault].found(world)[0] == FAULTS[fault].name
 
 
+def noisy_reward(prompts, completions, tests, **columns):
+    """Draws from the generators that training shares."""
+    noise = 1e-3 * (random.random() + float(torch.rand(())))
+    return [value + noise for value in reward.tests_reward(prompts, completions, tests)]
+
+
 def test_a_healthy_trainer_is_silent_and_untouched(world):
-    trainer = tiny_trainer(world)
+    trainer = tiny_trainer(world, rewards=noisy_reward)
     trainer.model.train()
     trainer.model.model.layers[1].eval()  # a mode of its own, not that of the whole
     before = fingerprint(trainer.model), [module.training for module in trainer.model.modules()]
