@@ -15,6 +15,7 @@ from tinyr2.checks import REMEDIES, memory_estimate
 from tinyr2.data import tiny_world
 from tinyr2.diagnostics import OPDTrainer, distinct_share, is_trivial, preflight
 from tinyr2.health import HealthPanel, diagnose, gradient_alarms, gradient_shares, top_tokens
+from tinyr2.objective import PRESETS
 from tinyr2.trouble import FAULTS, tiny_trainer
 
 
@@ -53,6 +54,12 @@ def test_a_healthy_trainer_is_silent_and_untouched(world):
     after = random_state()
     assert torch.equal(state["torch"], after["torch"]) and state["python"] == after["python"]
     assert all(p.grad is None for p in trainer.model.parameters()) and not trainer._metrics
+
+
+@pytest.mark.parametrize("method", ["sequence_kd", "v4_opd"])
+def test_methods_without_own_samples_or_reward_are_healthy(world, method):
+    trainer = tiny_trainer(world, **PRESETS[method])
+    assert names(preflight(trainer)) == [] and trainer.args.lmbda == PRESETS[method]["lmbda"]
 
 
 def test_preflight_and_panel_change_no_bit(world):

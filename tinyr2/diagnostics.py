@@ -47,9 +47,13 @@ class Sample:
 
 
 def draw_sample(trainer, rows: list[dict]) -> Sample:
-    """Sample and score these rows as training would."""
+    """Sample and score these rows as training would, from the student even where training takes others' texts."""
     trainer.model.eval()
-    batch = trainer.sample(rows)
+    lmbda, trainer.args.lmbda = trainer.args.lmbda, 1.0
+    try:
+        batch = trainer.sample(rows)
+    finally:
+        trainer.args.lmbda = lmbda
     try:
         return Sample(rows, batch, trainer.score(rows, batch)[0])
     except Exception as error:  # a reward is anybody's code
@@ -263,7 +267,7 @@ class OPDTrainer(_checkpoint.OPDTrainer):
         self.run_preflight, self.preflight_report = preflight, None
 
     def train(self, resume_from_checkpoint: bool | str | None = None, **kwargs):
-        if self.run_preflight:
+        if self.run_preflight and self.train_dataset is not None:  # the Trainer says what is missing
             self.preflight_report = report = preflight(self)
             if fatal := [check for check in report.faults if check.name in FATAL]:
                 lines = [f"{check.name}: {check.seen}; {check.remedy}" for check in fatal]
