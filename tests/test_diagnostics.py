@@ -12,7 +12,7 @@ import tinyr2.diagnostics as diagnostics
 import tinyr2.reward as reward
 from tinyr2.checkpoint import fingerprint, random_state
 from tinyr2.checks import REMEDIES, memory_estimate
-from tinyr2.data import tiny_world
+from tinyr2.tiny import tiny_world
 from tinyr2.diagnostics import OPDTrainer, distinct_share, is_trivial, preflight
 from tinyr2.health import HealthPanel, diagnose, gradient_alarms, gradient_shares, top_tokens
 from tinyr2.objective import PRESETS

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, DeepseekV4Config, LlamaConfig, Qw
 
 from tinyr2 import OPDConfig, OPDTrainer, rollout
 from tinyr2.context import extend_context, yarn_frequencies
-from tinyr2.data import encode_prompt, tiny_tasks, tiny_tokenizer
+from tinyr2.data import encode_prompt
+from tinyr2.tiny import tiny_tasks, tiny_tokenizer
 from tinyr2.depth import body_parameters, with_layers
 from tinyr2.gradient import read_whole, shares_prompt
 from tinyr2.mend import keep_by_activation, token_distillation

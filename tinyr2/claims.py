@@ -47,7 +47,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaF
 from transformers import initialization
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .data import DataCollatorForOPD, completion_mask, encode_completion, left_pad, tiny_tokenizer
+from .data import DataCollatorForOPD, completion_mask, encode_completion, left_pad
+from .tiny import tiny_tokenizer
 from .data import validate_record
 from .environment import _quiet, load_tokenizer
 from .evaluation import bootstrap_ci

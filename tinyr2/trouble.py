@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from .checks import Check, Report, check_collator
-from .data import DataCollatorForOPD, TinyWorld, sft, tiny_world
+from .data import DataCollatorForOPD
+from .tiny import TinyWorld, sft, tiny_world
 from .diagnostics import OPDTrainer, preflight
 from .gradient import OPDConfig
 from .health import HealthPanel, diagnose
