@@ -130,7 +130,7 @@ def collect_tasks(args: RecordArguments) -> tuple[list[dict], dict[str, Counter]
     settings = {"packages": {n: n == "stdlib" or importlib.metadata.version(n) for n in names if licence_of(n)},
                 "python": platform.python_version()}  # fmt: skip
     overlap, tasks, attrition = held_out_overlap(), [], {}
-    with Sandbox(workers=2, timeout=1.0) as box:
+    with Sandbox(workers=2, timeout=4.0) as box:
         units = _batches(source_files(names), 40)
         work = partial(tasks_from, box=box, overlap=overlap)
         lines = journaled(Path(args.work_dir, "tasks.jsonl"), settings, units, work)
