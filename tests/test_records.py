@@ -259,7 +259,12 @@ def test_journal_cut_at_any_byte_comes_out_the_same(tmp_path):
 
 def test_killed_run_comes_out_byte_for_byte_and_repeats_little(server, tmp_path):
     tasks = [plus_one(i) for i in range(80)]
-    server.answer = lambda body: f"```python\ndef f(x):\n    return x + {int(body['messages'][0]['content'][9:-1]) % 2}\n```"
+
+    def odd(body):
+        number = int(body["messages"][0]["content"].removeprefix("Add one, ")[:-1])
+        return f"```python\ndef f(x):\n    return x + {number % 2}\n```"
+
+    server.answer = odd
 
     def run(folder):
         args = RecordArguments(url=server.url, num_generations=1, work_dir=str(tmp_path / folder))
@@ -316,7 +321,9 @@ def stored():
 
 
 def test_stored_records_are_records_and_tasks(stored):
-    assert len(stored) >= 300 and (ROOT / "figures" / "records.jsonl").stat().st_size < 1_000_000
+    entry = json.loads((ROOT / "figures" / "results.json").read_text())["records.count"]
+    size = (ROOT / "figures" / "records.jsonl").stat().st_size
+    assert len(stored) == entry["value"] >= 60 and size == entry["bytes"] < 1_000_000
     overlap = held_out_overlap()
     for row in stored:
         validate_record(row)
