@@ -221,17 +221,18 @@ def make_tasks(functions: list[Function], box: Sandbox) -> tuple[list[dict], Cou
     good = [[t for t, ok in zip(tests, v.passed) if ok] for tests, v in zip(examples, verdicts)]
     probes = [draw_calls(function, tests, 24) for function, tests in zip(functions, good)]
     told = _answers(box, [(f.source, [call for _, call in some]) for f, some in zip(functions, probes)])
-    drawn = []
+    drawn, early_faults = [], [answers if isinstance(answers, str) else "" for answers in told]
     for function, tests, some, answers in zip(functions, good, probes, told):
         alive = list(dict.fromkeys(kinds for kinds, call in some if call in answers))[:4]
         drawn.append(draw_calls(function, tests, 48, tuple(alive)) if alive else [])
     told = _answers(box, [(f.source, [call for _, call in some]) for f, some in zip(functions, drawn)])
     tasks, why = [], Counter()
-    for function, tests, some, answers in zip(functions, good, drawn, told):
+    for function, tests, some, answers, early in zip(functions, good, drawn, told, early_faults):
         fault = answers if isinstance(answers, str) else ""
         unknown = not tests and not _pools(function, tests)
         chosen = _choose(tests, some, answers) if not fault else []
-        fault = fault or ("kinds of arguments not stated" if unknown else _weakness(function.name, chosen))
+        weak = "kinds of arguments not stated" if unknown else _weakness(function.name, chosen)
+        fault = fault or (weak and (early or weak))
         why[fault or "kept"] += 1
         if not fault:
             tasks.append(_task(function, chosen, min(len(tests), len(chosen))))
