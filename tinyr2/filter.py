@@ -126,7 +126,7 @@ def _fit(rows: Iterable[dict], clusters: int, seed: int, sample: int = 20_000):
 
     found = heapq.nsmallest(sample, ((row["sha256"], _vector(row)) for row in rows), key=lambda pair: pair[0])
     points = np.stack([vector for _, vector in found])
-    k = min(clusters, len(points))
+    k = max(1, min(clusters, len(points) // 4))
     model = KMeans(k, random_state=seed, n_init=4).fit(points)
     most = min(2000, len(points))
     score = silhouette_score(points, model.labels_, sample_size=most, random_state=seed) if 1 < k < len(points) else 0.0
@@ -145,8 +145,8 @@ def cluster(rows: Iterable[dict], embed=None, journal: Journal | None = None, cl
             per_cluster: int = 500, seed: int = 0) -> Iterator[tuple[dict, str]]:  # fmt: skip
     """Yield (row with `cluster` and the round's `silhouette`, why); the best `per_cluster` of each cluster stay.
 
-    `embed` maps headers to [n, d] float32; None is MiniLM, loaded when first needed. `rows` is iterated three
-    times. Fewer files than clusters means one cluster each. Embeddings stay out of the rows that come back.
+    `embed` maps headers to [n, d] float32; None is MiniLM, loaded when first needed. `rows` is iterated several
+    times. There are at most n / 4 clusters for n files. Embeddings stay out of the rows that come back.
     """
     models = [embed] if embed else []
 
@@ -206,8 +206,7 @@ class FilterConfig:
 def _llm(name: str, model: str, config: FilterConfig):
     """The model behind a setting: a URL is an endpoint, anything else a local model."""
     if name.startswith(("http://", "https://")):
-        prices = (config.usd_per_million_in, config.usd_per_million_out)
-        return EndpointLLM(name, model, prompt=config.rate_prompt, scale=config.scale, usd_per_million=prices)
+        return EndpointLLM(name, model, prompt=config.rate_prompt, scale=config.scale)
     return LocalLLM(name, config.rate_prompt, config.scale, config.max_tokens, config.device)
 
 
@@ -269,15 +268,18 @@ def _rounds(config: FilterConfig, journal):
         rewriter = Codemods() if code else LLMRewriter(_llm(c.rewriter, c.rewriter_model, c))
         if c.rewriter.startswith("http"):
             _within_budget(rows, 3, 1024, c)
-        return rewrites(rows, rewriter, memory, c.min_change, c.max_change, c.change_scope, doctests_pass if code else None)
+        doctests = doctests_pass if code else None
+        return rewrites(rows, rewriter, memory, c.min_change, c.max_change, c.change_scope, doctests)
 
     def clusters_(rows, memory):
         return cluster(rows, None, memory, c.clusters, c.per_cluster, c.seed)
 
     return [("0-clean", [tools, c.ngram, c.max_chars, _digest(texts)], [c.near_duplicate], clean_),
-            ("1-quality", [c.rater, c.rater_model, c.rate_prompt, c.scale, c.max_tokens, tools], [c.threshold, c.quantile, c.lint_quantile], quality_),
-            ("2-rewrites", [c.rewriter, c.rewriter_model, tools], [c.min_change, c.max_change, c.change_scope], rewrites_),
-            ("3-clusters", ["MiniLM"], [c.clusters, c.per_cluster, c.seed], clusters_)]
+            ("1-quality", [c.rater, c.rater_model, c.rate_prompt, c.scale, c.max_tokens, tools],
+             [c.threshold, c.quantile, c.lint_quantile], quality_),
+            ("2-rewrites", [c.rewriter, c.rewriter_model, tools],
+             [c.min_change, c.max_change, c.change_scope], rewrites_),
+            ("3-clusters", ["MiniLM"], ["k at most n/4", c.clusters, c.per_cluster, c.seed], clusters_)]
 
 # %% ../nbs/02_data_filter.ipynb #7c4aed17
 def filter_corpus(config: FilterConfig, progress: bool = False) -> list[dict]:
@@ -302,7 +304,8 @@ def filter_corpus(config: FilterConfig, progress: bool = False) -> list[dict]:
         rows, line = _finish(folder, name, stamp, pairs, total, progress)
         attrition.append(line)
         total = line["out"]
-    for name, data in (("kept.jsonl", rows.path.read_bytes()), ("attrition.json", json.dumps(attrition, indent=1).encode())):
+    results = {"kept.jsonl": rows.path.read_bytes(), "attrition.json": json.dumps(attrition, indent=1).encode()}
+    for name, data in results.items():
         (folder / f".{name}").write_bytes(data)
         os.replace(folder / f".{name}", folder / name)
     return attrition

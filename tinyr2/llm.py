@@ -136,14 +136,14 @@ class EndpointLLM:
     window = 1  # each answer is remembered before the next is asked for
 
     def __init__(self, base_url: str, model: str, api_key: str | None = None, prompt: str = RATE_PROMPT,
-                 scale: int = 10, max_retries: int = 5, timeout: float = 60.0, requests_per_minute: float = 0,
-                 usd_per_million: tuple[float, float] = (0.0, 0.0)):  # fmt: skip
+                 scale: int = 10, max_retries: int = 5, timeout: float = 60.0,
+                 requests_per_minute: float = 0):  # fmt: skip
         from openai import OpenAI
 
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self.client = OpenAI(base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout)
         self.model, self.prompt, self.scale, self.id = model, prompt, scale, f"{base_url} {model}"
-        self.pause, self.price, self.ready = 60 / requests_per_minute if requests_per_minute else 0, usd_per_million, 0.0
+        self.pause, self.ready = 60 / requests_per_minute if requests_per_minute else 0.0, 0.0
 
     def _ask(self, prompt: str, max_tokens: int, **options):
         """One call, spaced from the one before it."""

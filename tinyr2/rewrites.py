@@ -111,7 +111,8 @@ def ast_change(a: str, b: str, docstrings: str = "words", scope: str = "file") -
     return Indel.normalized_distance(*labels)
 
 # %% ../nbs/02_ast_change.ipynb #9f538d13
-RUFF_FIXES = {"refactor": "SIM,RET,UP,PIE,RSE,FLY,PLR,I,EM,ANN2,TRY,C4,E7,PT,Q,N", "optimize": "C4,PERF,FURB,SIM1,RUF,PLW,PLR1,UP,FA"}
+RUFF_FIXES = {"refactor": "SIM,RET,UP,PIE,RSE,FLY,PLR,I,EM,ANN2,TRY,C4,E7,PT,Q,N",
+              "optimize": "C4,PERF,FURB,SIM1,RUF,PLW,PLR1,UP,FA"}
 
 
 def ruff_fix(sources: list[str], rules: str) -> list[str]:
@@ -120,8 +121,8 @@ def ruff_fix(sources: list[str], rules: str) -> list[str]:
         paths = [Path(folder, f"file_{number}.py") for number in range(len(sources))]
         for path, source in zip(paths, sources):
             path.write_text(source, encoding="utf-8")
-        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--exit-zero", "--quiet", "--preview",
-                   "--fix", "--unsafe-fixes", f"--select={rules}", "--ignore=F401", folder]
+        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--exit-zero", "--quiet",
+                   "--preview", "--fix", "--unsafe-fixes", f"--select={rules}", "--ignore=F401", folder]
         subprocess.run(command, capture_output=True, check=True)
         return [path.read_text(encoding="utf-8") for path in paths]
 
@@ -132,7 +133,8 @@ def _facts(function: cst.FunctionDef) -> list[str]:
     for p in function.params.params:
         if p.name.value not in ("self", "cls"):
             kind = f" ({show(p.annotation.annotation)})" if p.annotation else ""
-            lines.append(f"    {p.name.value}{kind}: " + (f"Defaults to {show(p.default)}." if p.default else "Required."))
+            default = f"Defaults to {show(p.default)}." if p.default else "Required."
+            lines.append(f"    {p.name.value}{kind}: {default}")
     facts = ["", "Args:", *lines] if lines else []
     if function.returns and show(function.returns.annotation) != "None":
         facts += ["", "Returns:", f"    {show(function.returns.annotation)}"]
@@ -279,7 +281,8 @@ class LLMRewriter:
         """Three rewrites of each program by kind: the first code block of each answer, or nothing."""
         rewritten = []
         for source in sources:
-            prompts = [f"{ask} Answer with the code only.\n\n```python\n{source}\n```" for ask in REWRITE_PROMPTS.values()]
+            prompts = [f"{ask} Answer with the code only.\n\n```python\n{source}\n```"
+                       for ask in REWRITE_PROMPTS.values()]
             answers = self.llm.complete(prompts, max_tokens=self.max_tokens)
             blocks = [re.search(r"```(?:python)?\n(.*?)(?:```|\Z)", answer, re.DOTALL) for answer in answers]
             rewritten.append({kind: block[1] if block else "" for kind, block in zip(REWRITE_PROMPTS, blocks)})
