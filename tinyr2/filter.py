@@ -41,7 +41,7 @@ class LintRater:
 
 # %% ../nbs/02_data_filter.ipynb #01c4379b
 def quality(rows: Iterable[dict], rater, journal: Journal | None = None, threshold: float | None = None,
-            quantile: float = 0.75, lint_quantile: float = 0.0) -> Iterator[tuple[dict, str]]:  # fmt: skip
+            quantile: float = 0.5, lint_quantile: float = 0.0) -> Iterator[tuple[dict, str]]:  # fmt: skip
     """Yield (row with `rating`, why); ratings under `threshold`, or under their `quantile` if it is None, go.
 
     `rows` is iterated several times. `rater.rate` maps texts to ratings, None where there is none, a window of
@@ -188,8 +188,8 @@ class FilterConfig:
     max_tokens: int = 128  # tokens of a file that a local rater reads
     device: str = "cpu"  # of local models
     threshold: float | None = None  # least rating; None: the quantile
-    quantile: float = 0.75
-    lint_quantile: float = 0.5  # of the clean files, by the deterministic score: not rated at all
+    quantile: float = 0.5
+    lint_quantile: float = 0.75  # of the clean files by the deterministic score: not rated at all
     rewriter: str = "codemods"  # or a local model, or the URL of an endpoint
     rewriter_model: str = ""
     min_change: float = 0.15
