@@ -320,7 +320,7 @@ def filter_cli(arguments: list[str] | None = None) -> None:
     one_file = len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml"))
     (config,) = parser.parse_yaml_file(arguments[0]) if one_file else parser.parse_args_into_dataclasses(arguments)
     try:
-        attrition = filter_corpus(config, progress=True)
+        attrition = filter_corpus(config, progress=sys.stderr.isatty())
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"tinyr2-filter: {error}") from error
     for line in attrition:
