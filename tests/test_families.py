@@ -14,7 +14,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from tinyr2 import OPDConfig, OPDTrainer, opd_loss, rollout
+from tinyr2 import OPDConfig, opd_loss, rollout
+from tinyr2.checkpoint import OPDTrainer
 from tinyr2.objective import token_divergence, token_logprobs
 from tinyr2.gradient import OPDStep, accumulate_gradients, teacher_states
 from tinyr2.tiny import tiny_world

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV4Config, LlamaConfig, Qwen2Config, Qwen3Config
 
-from tinyr2 import OPDConfig, OPDTrainer, rollout
+from tinyr2 import OPDConfig, rollout
+from tinyr2.checkpoint import OPDTrainer
 from tinyr2.context import extend_context, yarn_frequencies
 from tinyr2.data import encode_prompt
 from tinyr2.tiny import tiny_tasks, tiny_tokenizer

@@ -11,7 +11,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
 import tinyr2
-from tinyr2 import OPDConfig, OPDTrainer
+from tinyr2 import OPDConfig
+from tinyr2.checkpoint import OPDTrainer
 from tinyr2.environment import load_model
 from tinyr2.objective import PRESETS
 from tinyr2.tiny import tiny_world

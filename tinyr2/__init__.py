@@ -11,7 +11,7 @@ from importlib import import_module
 
 _HOME = {
     "OPDConfig": "trainer",
-    "OPDTrainer": "checkpoint",
+    "OPDTrainer": "diagnostics",
     "OPDDataset": "data",
     "DataCollatorForOPD": "data",
     "opd_loss": "objective",
@@ -26,12 +26,20 @@ _HOME = {
     "warm_start": "candidates",
     "shrink": "model",
     "count_parameters": "model",
-    "pass_at_k": "evaluation",
+    "pass_at_k": "intervals",
     "compare": "evaluation",
     "read_tasks": "data",
     "load_tasks": "data",
     "load_model": "environment",
     "load_tokenizer": "environment",
+    "preflight": "diagnostics",
+    "HealthPanel": "health",
+    "diagnose": "health",
+    "filter_corpus": "filter",
+    "FilterConfig": "filter",
+    "read_any_tasks": "formats",
+    "tasks_from": "honest_tests",
+    "tiny_world": "tiny",
 }
 
 # %% ../nbs/index.ipynb #583a47e6

@@ -31,7 +31,8 @@ def teacher_candidates(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     scores = iter(reward(prompts=prompts, completions=sum(groups, []), **columns))
     records = []
     for task, group in zip(tasks, groups):
-        scored = [(text, score) for text, score in zip(group, scores) if score is not None]
+        scored = [(text, score) for text, score in zip(group, scores)
+                  if score is not None and text.strip()]
         if scored:
             texts, rewards = map(list, zip(*scored))
             records.append({"prompt": task["prompt"], "teacher_responses": texts, "rewards": rewards})

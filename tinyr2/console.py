@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from trl import TrlParser
 
 from . import reward
-from .checkpoint import OPDTrainer
+from .diagnostics import OPDTrainer
 from .data import load_tasks
 from .environment import load_model, load_tokenizer, pick_device, record
 from .evaluation import Evaluation, by_tag, compare, describe, divergence_from, evaluate, load_benchmark, measures

@@ -73,7 +73,7 @@ def program_of(task: dict, completion: str) -> str:
 # %% ../nbs/11_evaluation.ipynb #45f54230
 def _fingerprint(model: PreTrainedModel, *settings: object) -> str:
     """Hash of a model's weights and of whatever else decides a result."""
-    names = ("data", "reward", "sampling", "confine", "sandbox")
+    names = ("rows", "data", "reward", "decoder", "sampling", "confine", "sandbox")
     code = [inspect.getsource(sys.modules[f"tinyr2.{name}"]) for name in names]
     decides = (settings, code, model.config.to_json_string(), model.device.type)
     digest = hashlib.sha256(json.dumps(decides, default=repr, sort_keys=True).encode())

@@ -182,7 +182,8 @@ def shares_prompt(model: PreTrainedModel, batch: Rollout) -> bool:
     config = model.config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     forgets = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return not forgets and (window is None or window > batch.prompt_ids.shape[1])
+    stateful = getattr(model, "_is_stateful", False)  # more than keys and values to keep
+    return not forgets and not stateful and (window is None or window > batch.prompt_ids.shape[1])
 
 # %% ../nbs/08_gradient.ipynb #f437aee7
 def micro_batches(

@@ -594,7 +594,10 @@ def _report(self: Sandbox) -> dict[str, str]:
         tester = _Worker(len(self.workers), 0.3, self.limits["memory_mb"], tuple(self.limits["modules"]))
         try:
             layers = tester.start()
-            self.holes = _self_test(tester)
+            for _ in range(3):  # a busy machine may misjudge a simple program; a probe that got through stands
+                self.holes = _self_test(tester)
+                if not self.holes or not all(hole.startswith("judged ") for hole in self.holes):
+                    break
         except (OSError, EOFError, ValueError) as error:
             raise SandboxError(f"the fork server does not start: {type(error).__name__}: {error}") from error
         finally:
