@@ -9,38 +9,27 @@ __all__ = []
 # %% ../nbs/index.ipynb #41a7ef75
 from importlib import import_module
 
-_HOME = {
-    "OPDConfig": "trainer",
-    "OPDTrainer": "diagnostics",
-    "OPDDataset": "data",
-    "DataCollatorForOPD": "data",
-    "opd_loss": "objective",
-    "rollout": "sampling",
-    "Sandbox": "sandbox",
-    "tests_reward": "reward",
-    "solved_reward": "reward",
-    "pep8_reward": "reward",
-    "growth_reward": "reward",
-    "RewardModel": "reward_model",
-    "length_penalty": "reward",
-    "warm_start": "candidates",
-    "shrink": "model",
-    "count_parameters": "model",
-    "pass_at_k": "intervals",
-    "compare": "evaluation",
-    "read_tasks": "data",
-    "load_tasks": "data",
-    "load_model": "environment",
-    "load_tokenizer": "environment",
-    "preflight": "diagnostics",
-    "HealthPanel": "health",
-    "diagnose": "health",
-    "filter_corpus": "filter",
-    "FilterConfig": "filter",
-    "read_any_tasks": "formats",
-    "tasks_from": "honest_tests",
-    "tiny_world": "tiny",
+_NAMES = {
+    "trainer": "OPDConfig",
+    "diagnostics": "OPDTrainer preflight",
+    "data": "OPDDataset DataCollatorForOPD read_tasks load_tasks",
+    "objective": "opd_loss",
+    "sampling": "rollout",
+    "sandbox": "Sandbox",
+    "reward": "tests_reward solved_reward pep8_reward growth_reward length_penalty",
+    "reward_model": "RewardModel",
+    "candidates": "warm_start",
+    "model": "shrink count_parameters",
+    "intervals": "pass_at_k",
+    "evaluation": "compare",
+    "environment": "load_model load_tokenizer",
+    "health": "HealthPanel diagnose",
+    "filter": "filter_corpus FilterConfig",
+    "formats": "read_any_tasks",
+    "honest_tests": "tasks_from",
+    "tiny": "tiny_world",
 }
+_HOME = {_name: _module for _module, _names in _NAMES.items() for _name in _names.split()}
 
 # %% ../nbs/index.ipynb #583a47e6
 def __getattr__(name: str):

@@ -991,7 +991,8 @@ def _c077():
     replies = (batch["labels"] != -100).sum(1)
     prompts = batch["attention_mask"].sum(1) - replies
     wanted = [len(encode_completion(tokenizer, "q" * b)) for _, b in sizes]
-    return [replies.tolist() == wanted, torch.equal(prompts, batch["prompt_length"]), len(set(prompts.tolist())) == 3]
+    same = torch.equal(prompts, batch["prompt_mask"].sum(1))
+    return [replies.tolist() == wanted, same, len(set(prompts.tolist())) == 3]
 
 # %% ../nbs/14_claims.ipynb #27c820cc
 enter("3.4", """

@@ -8,6 +8,7 @@ __all__ = ['parse_assert', 'prompt_task', 'evalplus_test', 'benchmark_task', 're
 # %% ../nbs/11_formats.ipynb #90bb2c2d
 import ast
 import gzip
+import zlib
 from pathlib import Path
 
 from .data import read_json_lines, validate_task
@@ -119,22 +120,6 @@ def benchmark_task(row: dict, where: str) -> dict:
     return humaneval_task({**row, "test": test})
 
 # %% ../nbs/11_formats.ipynb #13880053
-class _Gzipped:
-    """A compressed file that reads like a plain one."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def read_bytes(self) -> bytes:
-        try:
-            return gzip.decompress(self.path.read_bytes())
-        except (EOFError, OSError) as error:
-            raise ValueError(f"{self.path}: expected gzip data ({error}); write the file again") from error
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
 def _any_task(row, where: str) -> dict:
     """The task of a row, by the fields it has."""
     fields = set(row) if isinstance(row, dict) else set()
@@ -155,7 +140,11 @@ def read_any_tasks(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"tasks: expected train, validation, test or a file, got {str(path)!r}; check the path")
     tasks, seen = [], {}
-    for where, row in read_json_lines(_Gzipped(path) if path.suffix == ".gz" else path):
+    try:
+        rows = read_json_lines(path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected gzip data ({error}); write the file again") from error
+    for where, row in rows:
         task = _any_task(row, where)
         if (name := task["task_id"]) in seen:
             raise ValueError(f"{where}: field `task_id`: {name!r} is that of {seen[name]} already; rename one")

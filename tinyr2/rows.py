@@ -11,6 +11,7 @@ import ast
 import codecs
 import contextlib
 import difflib
+import gzip
 import hashlib
 import itertools
 import json
@@ -101,7 +102,9 @@ _CHECKS = {
     "tags": lambda *at: _check_list(*at, check_text),
     "teacher_responses": lambda *at: _check_list(*at, check_text, least=1),
     "rewards": lambda *at: _check_list(*at, check_reward),
-    "source": check_text, "path": check_text, "license": check_text, "sha256": check_text,
+    "source": check_text, "path": check_text, "license": check_text, "licence": check_text, "sha256": check_text,
+    "preamble": check_text, "origins": lambda *at: _check_list(*at, check_text),
+    "teacher": lambda *at: None, "mutants_rejected": lambda *at: None,
 }
 TASK_FIELDS = ("task_id", "prompt", "entry_point", "tests", "reference", "tags")
 RECORD_FIELDS = ("prompt", "teacher_responses", "rewards")
@@ -180,13 +183,18 @@ def _parse(line: bytes, where: str):
         raise ValueError(f"{where}: not JSON ({error}); {hint}") from None
 
 # %% ../nbs/02_rows.ipynb #6a0f1018
+def _open(path: Path):
+    """The bytes of a file; of a name that ends in .gz, what is packed in it."""
+    return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")
+
+
 def _check_file(path: Path) -> None:
     """Refuse a path that is no file of UTF-8 text: missing, a folder, empty, with a byte order mark."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file of JSON lines, got a folder; name a file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file of JSON lines, there is none; check the path")
-    with open(path, "rb") as file:
+    with _open(path) as file:
         head = file.read(4)
     if not head:
         raise ValueError(f"{path}: the file is empty; write one JSON object a line")
@@ -197,7 +205,7 @@ def _check_file(path: Path) -> None:
 def _lines(path: Path) -> Iterator[tuple[int, int, int, bytes]]:
     """Yield (line number, offset, bytes, text) of each line; the text of a long line is its beginning."""
     start = 0
-    with open(path, "rb") as file:
+    with _open(path) as file:
         for number in itertools.count(1):
             piece = text = file.readline(MAX_LINE_BYTES + 1)
             size = len(piece)

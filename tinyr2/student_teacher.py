@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .environment import load_model
-from .sampling import Decoder
+from .decoder import Decoder, new_cache
 
 # %% ../nbs/11_student_teacher.ipynb #33913399
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -36,16 +36,14 @@ def kv_bytes(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> in
 def tokens_per_second(model: PreTrainedModel, rows: int, tokens: int, repeats: int = 3) -> float:
     """Greedy decoding speed over `rows` rows of `tokens` tokens, prompts of one token; the best of `repeats`."""
     decoder, best = Decoder(model), 0.0
-    shape = (len(decoder.layers), 2, rows, decoder.kv_heads, tokens, decoder.head_dim)
-    visible = torch.ones(rows, tokens, dtype=torch.bool, device=model.device)
     for _ in range(repeats):
-        cache = torch.zeros(shape, dtype=decoder.dtype, device=model.device)
-        ids = torch.ones(rows, 1, dtype=torch.long, device=model.device)
+        cache = new_cache(decoder, 1, 1, rows, tokens)
+        ids = torch.ones(1, 1, dtype=torch.long, device=model.device)
         start = time.perf_counter()
-        for t in range(tokens):
-            logits = decoder.logits(ids, torch.full_like(ids, t), cache, t, visible)
-            ids = logits.argmax(-1, keepdim=True)
-        _ = ids.cpu()  # a GPU is done only now
+        logits = cache.add(ids, ids)
+        for t in range(tokens - 1):
+            logits = cache.step(logits.argmax(-1), torch.full((rows,), t, device=model.device))
+        _ = logits.cpu()  # a GPU is done only now
         best = max(best, rows * tokens / (time.perf_counter() - start))
     return best
 
