@@ -200,7 +200,7 @@ def test_endpoint_retries_spaces_its_calls_and_reads_ratings(endpoint):
     llm = EndpointLLM(url, "m", requests_per_minute=600)
     rated = llm.rate(["x = 1"] * 4)
     assert rated == [pytest.approx((7 * 0.5 + 9 * 0.25) / 0.75, abs=1e-3), 6.5, None, None]
-    spaces = np.diff(endpoint.times[2:])
+    spaces = np.diff(endpoint.times[3:])  # the first answer came by a retry of the client, at its own time
     assert spaces.min() > 0.08  # 600 a minute; a bound from below cannot be missed by a slow machine
 
 

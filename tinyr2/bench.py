@@ -261,7 +261,7 @@ def _keep_rollout(found: dict, command: str, rounds: int) -> None:
     extra = {"n": rounds, "command": command}
     for key, means in (("speed.rollout_vs_hf", found["means"]), ("speed.tiny_rollout_vs_hf", found["tiny"])):
         rows = list(means.values())
-        peer = rows[1] if key == "speed.rollout_vs_hf" else min(rows[:2], key=lambda row: row["median"])
+        peer = rows[-3]  # generate in the same type
         ratio = rows[-1]["tokens_per_second"] / peer["tokens_per_second"]
         record(key, ratio, means=means, greedy_equal=found["greedy_equal"], **extra)
     record("speed.rollout_share_of_bound", found["share_of_bound"], range=found["share_range"], rates=found["rates"],

@@ -32,7 +32,7 @@ def teacher_candidates(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     records = []
     for task, group in zip(tasks, groups):
         scored = [(text, score) for text, score in zip(group, scores)
-                  if score is not None and text.strip()]
+                  if score is not None and text.strip() and "\0" not in text]
         if scored:
             texts, rewards = map(list, zip(*scored))
             records.append({"prompt": task["prompt"], "teacher_responses": texts, "rewards": rewards})

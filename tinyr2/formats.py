@@ -71,7 +71,7 @@ def prompt_task(row: dict, where: str) -> dict:
     filled = {"task_id": str(row.get("task_id", where)), "prompt": _prompt_text(row["prompt"], where),
               "entry_point": entry, "tests": table, "reference": row.get("reference", row.get("code")),
               "tags": row.get("tags", [])}  # fmt: skip
-    return validate_task({key: value for key, value in row.items() if key != "test_list"} | filled, where)
+    return validate_task({key: value for key, value in row.items() if key != "test_list"} | filled, where, None)
 
 # %% ../nbs/11_formats.ipynb #8fcddcc8
 _CLOSE = '''import math
