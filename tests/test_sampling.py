@@ -150,3 +150,8 @@ def test_without_a_compiler(model, tokenizer, monkeypatch, caplog):
     finally:
         monkeypatch.undo()
         decoder_module.kernels.cache_clear()
+
+
+def test_kernels_leave_subnormal_numbers_alone():
+    assert kernels() is not None
+    assert float("1e-310") * 0.5 > 0 and (torch.tensor(1e-40) * 0.5).item() > 0

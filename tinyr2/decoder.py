@@ -332,7 +332,8 @@ FOR_TYPE(bf16, bfloat16)
 """
 
 # %% ../nbs/07_decoder.ipynb #b6fa9c31
-_FLAGS = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
+_FLAGS = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-c"]
+_LINK = ["-fopenmp", "-shared"]  # not -ffast-math, which here would flush subnormal numbers in the whole process
 
 
 def _build(source: str) -> Path:
@@ -342,14 +343,16 @@ def _build(source: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     about = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = [line for line in about if line.startswith(("flags", "Features"))][:1]
-    key = hashlib.sha256("\n".join([source, *flags, version, *cpu]).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\n".join([source, *flags, *_LINK, version, *cpu]).encode()).hexdigest()[:12]
     path = cache_dir() / f"kernels-{key}.so"
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            text, made = path.with_suffix(".cpp"), path.with_suffix(f".{os.getpid()}")
-            text.write_text(source)
-            subprocess.run([compiler, *flags, str(text), "-o", str(made)], capture_output=True, text=True, check=True)
-            made.rename(path)
+            text, part, made = (str(path.with_suffix(f".{end}")) for end in ("cpp", "o", str(os.getpid())))
+            Path(text).write_text(source)
+            for command in ([*flags, text, "-o", part], [*_LINK, part, "-o", made]):
+                subprocess.run([compiler, *command], capture_output=True, text=True, check=True)
+            Path(part).unlink()
+            Path(made).rename(path)
     return path
 
 # %% ../nbs/07_decoder.ipynb #1319be98
