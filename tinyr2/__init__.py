@@ -7,7 +7,12 @@ __version__ = "0.1.0"
 __all__ = []
 
 # %% ../nbs/index.ipynb #41a7ef75
+import os
 from importlib import import_module
+
+# A thread that waits for another spins some 20 microseconds, then sleeps: beside other busy programs long spinning
+# takes the processor from the very thread that is waited for. Read by PyTorch's threads if torch comes later.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _NAMES = {
     "trainer": "OPDConfig",

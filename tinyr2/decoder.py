@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -252,38 +253,68 @@ template <class T> void gate(const T *x, T *out, long rows, long d, long gelu) {
 #pragma omp parallel for
     for (long r = 0; r < rows; r++) for (long i = 0; i < d; i++) {
         float g = up(x[r * 2 * d + i]), z = 1.5957691216f * (g + 0.044715f * g * g * g);
-        down(g / (1 + std::exp(gelu ? -z : -g)) * up(x[(r * 2 + 1) * d + i]), out[r * d + i]);
+        float e = std::exp(std::min(gelu ? -z : -g, 80.0f));  // an infinite one would give NaN under -ffast-math
+        down(g / (1 + e) * up(x[(r * 2 + 1) * d + i]), out[r * d + i]);
     }
 }
 """
 
 # %% ../nbs/07_decoder.ipynb #5050fa72
-_MIX = r"""
-const int W = 16;  // columns at a time
-template <class T> struct Part { T *keys, *values; long n, size; };  // keys [h, size], values [size, h], n in use
-template <int G, class T> void mix(const float *q, const Part<T> *parts, float *score, long room, T *out, long h) {
-    long n = 0;
-    for (int p = 0; p < 2; n += parts[p++].n) for (long j = 0; j < parts[p].n; j += W) {
-        float sum[G][W] = {};
-        for (long i = 0; i < h; i++) for (int g = 0; g < G; g++)
-#pragma omp simd
-            for (int l = 0; l < W; l++) sum[g][l] += q[g * h + i] * up(parts[p].keys[i * parts[p].size + j + l]);
-        for (int g = 0; g < G; g++) std::copy(sum[g], sum[g] + W, score + g * room + n + j);
+_VECTORS = r"""
+const int W = 16;  // numbers side by side
+typedef float Floats __attribute__((vector_size(4 * W), may_alias));
+static inline Floats load(const float *from) { Floats x; memcpy(&x, from, sizeof x); return x; }
+#ifdef __AVX512BW__  // in one instruction, which the compiler does not find by itself
+#include <immintrin.h>
+static inline Floats load(const bf16 *from) {
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16); }
+#else
+static inline Floats load(const bf16 *from) { Floats x; for (int l = 0; l < W; l++) x[l] = up(from[l]); return x; }
+#endif
+// sum[a][g] += the a-th vector at x times the g-th number at y
+template <int A, int G, class T>
+static inline void add(Floats (&sum)[A][G], const T *x, long x_step, const float *y, long y_step) {
+    for (int a = 0; a < A; a++) {
+        Floats v = load(x + a * x_step);
+        for (int g = 0; g < G; g++) sum[a][g] += v * y[g * y_step];
     }
-    float total[G] = {};
+}
+"""
+
+# %% ../nbs/07_decoder.ipynb #93be40d7
+_SUMS = r"""
+template <class T> struct Part { T *keys, *values; long n, size; };  // [size / W, h, W] and [size, h], n in use
+template <int A, int G, class T> void scores(const float *q, const T *keys, float *out, long room, long h) {
+    Floats sum[A][G] = {};
+    for (long i = 0; i < h; i++) add(sum, keys + i * W, h * W, q + i, h);
+    for (int a = 0; a < A; a++) for (int g = 0; g < G; g++) memcpy(out + g * room + a * W, &sum[a][g], sizeof(Floats));
+}
+template <int A, int G, class T>
+void averages(const Part<T> *parts, const float *score, long room, T *out, long h, long left) {
+    Floats sum[A][G] = {};
+    for (int p = 0; p < 2; score += parts[p++].n)
+        for (long j = 0; j < parts[p].n; j++) add(sum, parts[p].values + j * h, W, score + j, room);
+    for (int a = 0; a < A; a++) for (int g = 0; g < G; g++)
+        for (long l = 0; l < std::min<long>(W, left - a * W); l++) down(sum[a][g][l], out[g * h + a * W + l]);
+}
+"""
+
+# %% ../nbs/07_decoder.ipynb #7ad0c5e1
+_MIX = r"""
+template <int G, class T> void mix(const float *q, const Part<T> *parts, float *score, long room, T *out, long h) {
+    long n = 0, two = 2 * W;
+    for (int p = 0; p < 2; n += parts[p++].n) for (long j = 0; j < parts[p].n; j += two)
+        (j + W < parts[p].n ? scores<2, G, T> : scores<1, G, T>)(q, parts[p].keys + j * h, score + n + j, room, h);
     for (int g = 0; g < G; g++) {
         float *s = score + g * room, top = *std::max_element(s, s + n), sum = 0;
 #pragma omp simd reduction(+:sum)
         for (long j = 0; j < n; j++) { s[j] = std::exp(s[j] - top); sum += s[j]; }
-        total[g] = sum;
+        for (long j = 0; j < n; j++) s[j] /= sum;
     }
-    for (long i = 0; i < h; i += 8) {
-        float sum[G][8] = {};
-        for (int p = 0, at = 0; p < 2; at += parts[p++].n)
-            for (long j = 0; j < parts[p].n; j++) for (int g = 0; g < G; g++)
-#pragma omp simd
-                for (int l = 0; l < 8; l++) sum[g][l] += score[g * room + at + j] * up(parts[p].values[j * h + i + l]);
-        for (int g = 0; g < G; g++) for (int l = 0; l < 8; l++) down(sum[g][l] / total[g], out[g * h + i + l]);
+    for (long i = 0; i < h; i += two) {
+        Part<T> rest[2] = {parts[0], parts[1]};
+        for (Part<T> &part : rest) part.values += i;
+        (i + W < h ? averages<2, G, T> : averages<1, G, T>)(rest, score, room, out + i, h, h - i);
     }
 }
 """
@@ -295,7 +326,7 @@ template <class T> static inline float turned(const T *x, const float *cos, cons
 }
 template <class T> void attend(const T *qkv, const float *cos, const float *sin, Part<T> prompt, Part<T> own, T *out,
                                const long *place, long rows, long heads, long kv, long h) {
-    long groups = heads / kv, room = prompt.size + own.size + W;
+    long groups = heads / kv, room = prompt.size + own.size + 2 * W;
 #pragma omp parallel for collapse(2)
     for (long r = 0; r < rows; r++) for (long k = 0; k < kv; k++) {
         const long *at = place + r * 4;  // prompt slot, its tokens, row slot, its tokens
@@ -305,16 +336,17 @@ template <class T> void attend(const T *qkv, const float *cos, const float *sin,
                             {own.keys + second, own.values + second, at[3] + 1, own.size}};
         const float *c = cos + r * h, *s = sin + r * h;
         for (long i = 0; i < h; i++) {
-            down(turned(key, c, s, i, h), parts[1].keys[i * own.size + at[3]]);
+            down(turned(key, c, s, i, h), parts[1].keys[(at[3] / W * h + i) * W + at[3] % W]);
             parts[1].values[at[3] * h + i] = value[i];
         }
-        std::vector<float> q(groups * h), score(groups * room);
+        std::vector<float> q(groups * h);
+        std::vector<Floats> score(groups * room / W);  // aligned: sums begin at the same place in every run
         for (long g = 0; g < groups; g++) for (long i = 0; i < h; i++)
             q[g * h + i] = rounded<T>(turned(row + (k * groups + g) * h, c, s, i, h)) / std::sqrt((float)h);
         T *o = out + (r * heads + k * groups) * h;
         for (long g = 0, left; (left = groups - g) > 0; g += std::min(left, 4L))
             (left >= 4 ? mix<4, T> : left == 3 ? mix<3, T> : left == 2 ? mix<2, T> : mix<1, T>)(
-                &q[g * h], parts, &score[g * room], room, o + g * h, h);
+                &q[g * h], parts, (float *)&score[g * room / W], room, o + g * h, h);
     }
 }
 """
@@ -370,7 +402,7 @@ def kernels() -> dict[str, ctypes._CFuncPtr] | None:
     if os.environ.get("TINYR2_KERNELS") == "0":
         return None
     try:
-        library = ctypes.CDLL(str(_build(_TYPES + _SMALL + _MIX + _ATTEND + _EXPORTS)))
+        library = ctypes.CDLL(str(_build(_TYPES + _SMALL + _VECTORS + _SUMS + _MIX + _ATTEND + _EXPORTS)))
     except (OSError, subprocess.CalledProcessError) as error:
         logger.warning("decoder: no compiled kernels, plain PyTorch instead (%s)", getattr(error, "stderr", error))
         return None
@@ -387,9 +419,11 @@ class SharedCache:
         self.decoder, self.groups = decoder, groups
         width, length = (-(-size // 16) * 16 for size in (width, length))  # whole vectors
         layers, heads, h = len(decoder.layers), decoder.kv_heads, decoder.head_dim
-        shapes = [(prompts, heads, h, width), (prompts, heads, width, h),
-                  (prompts * groups, heads, h, length), (prompts * groups, heads, length, h)]  # fmt: skip
-        self.parts = [torch.zeros(layers, *shape, dtype=decoder.dtype) for shape in shapes]
+        shapes = [(prompts, heads, width // 16, h, 16), (prompts, heads, width, h),
+                  (prompts * groups, heads, length // 16, h, 16), (prompts * groups, heads, length, h)]  # fmt: skip
+        sizes = [layers * math.prod(shape) for shape in shapes]  # and 16 more, since whole vectors are read
+        parts = [torch.zeros(size + 16, dtype=decoder.dtype)[:size] for size in sizes]
+        self.parts = [part.view(layers, *shape) for part, shape in zip(parts, shapes)]
         self.free_prompts, self.free_rows = list(range(prompts)), list(range(prompts * groups))
         self.place = torch.zeros(0, 4, dtype=torch.long)  # prompt, its tokens, row, its tokens
 
@@ -403,8 +437,9 @@ class SharedCache:
         places = self.place.tolist()
         for i, n in enumerate(mask.sum(1).tolist()):
             slot = self.free_prompts.pop()
-            self.parts[0][:, slot, ..., :n] = cache[:, 0, i, :, -n:].transpose(-1, -2)
-            self.parts[1][:, slot, :, :n] = cache[:, 1, i, :, -n:]
+            keys, values = cache[:, :, i, :, -n:].unbind(1)
+            blocks = F.pad(keys, (0, 0, 0, -n % 16)).unflatten(2, (-1, 16)).transpose(-1, -2)
+            self.parts[0][:, slot, :, : blocks.shape[2]], self.parts[1][:, slot, :, :n] = blocks, values
             places += [[slot, n, self.free_rows.pop(), 0] for _ in range(self.groups)]
         self.place = torch.tensor(places)
         return logits.repeat_interleave(self.groups, 0)
@@ -437,7 +472,7 @@ def _shared_step(self: SharedCache, tokens: torch.Tensor, own: torch.Tensor) -> 
     normed, mixed, hidden = x.new_empty(n, width), x.new_empty(n, d.heads * d.head_dim), x.new_empty(n, d.inner)
     to, into, turn = normed.data_ptr(), mixed.data_ptr(), (cos.data_ptr(), sin.data_ptr())
     at = [part.data_ptr() for part in self.parts]
-    room, own_room = self.parts[0].shape[-1], self.parts[2].shape[-1]
+    room, own_room = self.parts[1].shape[3], self.parts[3].shape[3]
     last = (into, self.place.data_ptr(), n, d.heads, d.kv_heads, d.head_dim)
     for w in d.layers:
         norm(x.data_ptr(), w["norm1"].data_ptr(), to, n, width, d.eps)

@@ -151,10 +151,12 @@ def read_completions(
 ) -> torch.Tensor:
     """Hidden states `[n, width, d]` that predict the first `width` tokens of the completions `rows [n]`."""
     owner = rows // batch.num_generations
-    first = prefix[0][owner, None]
+    first = prefix[0].index_select(0, owner)[:, None]
     if width == 1:
         return first
-    cache = DynamicCache([(k[owner], v[owner]) for k, v in zip(prefix[1::2], prefix[2::2])])
+    # not k[owner]: its backward adds up in whichever order the threads arrive
+    keys, values = ([t.index_select(0, owner) for t in part] for part in (prefix[1::2], prefix[2::2]))
+    cache = DynamicCache(list(zip(keys, values)))
     mask = torch.cat([batch.prompt_mask[owner], batch.completion_mask[rows, : width - 1].long()], 1)
     positions = batch.prompt_mask.sum(1)[owner, None] + torch.arange(width - 1, device=rows.device)
     out = body(

@@ -25,6 +25,7 @@ HEADLESS = {  # quiet and offline; a variable that is already set keeps its valu
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
     "TRL_EXPERIMENTAL_SILENCE": "1",
+    "GOMP_SPINCOUNT": "10000",  # as tinyr2 itself sets it, but here before torch is imported
     "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, whatever else is registered
 }
 
