@@ -1,5 +1,6 @@
 # `make run` does everything, `make help` lists the rest.
-# Variables: PYTHON=python3.12 (for setup), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check).
+# Variables: PYTHON=python3.12 (for setup), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check),
+# JOBS=1 (run: notebooks side by side).
 .PHONY: help setup run test check export outputs figures book readme
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ setup: .venv/.ready  ## build .venv with everything in it: about 5 minutes, most
 	@touch $@
 
 run: setup  ## execute every notebook in order into _runs/, redraw figures/, print the table of results
-	@$(PY) tests/tools/run_notebooks.py $(ONLY)
+	@$(PY) tests/tools/run_notebooks.py $(ONLY) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup  ## every notebook with nbs/params/test.yaml, and the tests: at most 15 minutes
 	@$(PY) -m pytest -q -n 2 --dist loadgroup tests

@@ -1,12 +1,16 @@
 """The pins agree with each other, and the tools are the ones that are pinned."""
 import ast
 import importlib
+import itertools
 import re
+import time
 from configparser import ConfigParser
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
-from notebooks import ROOT
+import run_notebooks
+from notebooks import ROOT, paths
 from packaging.requirements import Requirement
 
 SETTINGS = ConfigParser(delimiters=["="])
@@ -54,3 +58,26 @@ def test_package_does_not_import_its_build_tools():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"nbdev", "fastcore", "execnb"}, path.name
+
+
+def test_notebooks_side_by_side(monkeypatch, tmp_path):
+    spans = {}
+
+    def fake(path, out, parameters, figures, timeout, one_thread):
+        start = time.monotonic()
+        time.sleep(0.02 if path.stem != "08_opd_loop" else 0.6)
+        spans[path.stem] = (start, time.monotonic(), one_thread)
+        return 0.0, "broken" if path.stem == "05_reward" else ""
+
+    monkeypatch.setattr(run_notebooks, "run_notebook", fake)
+    notebooks = [Path(f"{path.stem}.ipynb") for path in paths(ROOT)]
+    assert run_notebooks.run_all(notebooks, tmp_path, {}, jobs=2) == ["05_reward"]
+    assert set(spans) == {path.stem for path in notebooks}
+    for stem, (start, end, one_thread) in spans.items():
+        beside = [other for other, span in spans.items() if other != stem and span[0] < end and start < span[1]]
+        assert sum(span[0] <= start < span[1] for span in spans.values()) <= 2
+        assert one_thread != (stem in run_notebooks.FIRST + run_notebooks.LAST)
+        assert one_thread or not beside, stem
+    for stem, before in run_notebooks.AFTER.items():
+        assert spans[stem][0] >= spans[before][1]
+    assert any(a[0] < b[1] and b[0] < a[1] for a, b in itertools.pairwise(spans.values()))

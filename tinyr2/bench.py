@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rate_ours', 'rate_human_eval', 'bench_reward', 'known_program', 'machine_state', 'soak', 'peak_bytes',
-           'divergence_sides', 'bench_divergence', 'bench_checkpoint', 'BenchArguments', 'bench_cli']
+           'divergence_sides', 'bench_divergence', 'bench_checkpoint', 'bench_filter', 'BenchArguments', 'bench_cli']
 
 # %% ../nbs/11_speed.ipynb #3aff65ef
 import json
@@ -24,9 +24,11 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser, Trainer
 
 from .checkpoint import OPDTrainer
-from .data import load_tasks
+from .corpus import read_source
+from .data import left_pad, load_tasks
 from .environment import load_model, load_tokenizer, record
 from .gradient import OPDConfig
+from .llm import LocalLLM
 from .objective import hidden_divergence, token_divergence, token_logprobs
 from .sandbox import Sandbox
 from .speed import bench_rollout, bench_step, in_turns, summary
@@ -210,23 +212,53 @@ def bench_checkpoint(rounds: int = 5, model: str = "smollm2-135m", folder: str =
     share = found["tinyr2"]["median"] / (10 * step + found["tinyr2"]["median"])
     return {"seconds": found, "bytes": size, "step_seconds": step, "share_at_save_steps_10": share}
 
+# %% ../nbs/11_speed.ipynb #4e6f0d93
+def _rating_sides(files: int, model: str = "smollm2-135m") -> dict[str, Callable[[], list]]:
+    """Ratings of the first `files` files of the default source, by their probabilities and by `generate`."""
+    llm, texts = LocalLLM(model), [row["text"] for row in read_source("installed", files)]
+    tokenizer = llm.tokenizer
+    parts = (tokenizer.encode(text[: 8 * llm.max_tokens], add_special_tokens=False) for text in texts)
+    rows = sorted((llm.head + part[: llm.max_tokens] + llm.tail for part in parts), key=len)
+
+    def generated() -> list[str]:
+        answers = []
+        for at in range(0, len(rows), 16):
+            ids, mask = left_pad(rows[at : at + 16], tokenizer.pad_token_id)
+            out = llm.model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False,
+                                     pad_token_id=tokenizer.pad_token_id)
+            answers += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        return answers
+
+    return {"tinyr2": lambda: llm.rate(texts), "generate": generated}
+
+
+def bench_filter(files: int = 64, rounds: int = 5) -> dict:
+    """Seconds of both ways (medians, ratios), and how many of the generated answers are numbers from 1 to 10."""
+    sides = _rating_sides(files)
+    numbers = sum(answer.strip() in map(str, range(1, 11)) for answer in sides["generate"]())
+    sides["tinyr2"]()  # warm
+    seconds = in_turns({name: _timed(side) for name, side in sides.items()}, rounds)
+    return {"files": files, "seconds": summary(seconds, "tinyr2"), "generated_numbers": numbers}
+
 # %% ../nbs/11_speed.ipynb #5c6ebf99
 @dataclass
 class BenchArguments:
-    """Arguments of `tinyr2-bench WHAT`; WHAT is `rollout`, `step`, `reward`, `soak`, `divergence` or `checkpoint`."""
+    """Arguments of `tinyr2-bench WHAT`; WHAT is `rollout`, `step`, `reward`, `soak`, `divergence`, `checkpoint` or
+    `filter`."""
 
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
     rounds: int = field(default=5, metadata={"help": "Rounds; the median counts."})
     workers: int = field(default=2, metadata={"help": "Programs side by side."})
     count: int = field(default=200_000, metadata={"help": "Verdicts of the long run."})
     positions: int = field(default=320, metadata={"help": "Tokens whose divergence is measured."})
+    files: int = field(default=64, metadata={"help": "Files that are rated."})
     record: bool = field(default=False, metadata={"help": "Store the result in figures/results.json."})
 
 # %% ../nbs/11_speed.ipynb #39c81894
 def bench_cli(argv: list[str] | None = None) -> dict | int:
     """Entry point of `tinyr2-bench`."""
     words = sys.argv[1:] if argv is None else argv
-    known = ("rollout", "step", "reward", "soak", "divergence", "checkpoint")
+    known = ("rollout", "step", "reward", "soak", "divergence", "checkpoint", "filter")
     if not words or words[0] not in known:
         raise SystemExit(f"tinyr2-bench: expected one of {', '.join(known)} first, got {words[:1] or 'nothing'}")
     (args,) = HfArgumentParser(BenchArguments).parse_args_into_dataclasses(words[1:])
@@ -243,8 +275,10 @@ def bench_cli(argv: list[str] | None = None) -> dict | int:
         if args.record:
             (_keep_rollout if words[0] == "rollout" else _keep_step)(found, command, args.rounds)
     else:
-        pieces = words[0] == "divergence"
-        found = bench_divergence(args.positions, args.rounds) if pieces else bench_checkpoint(args.rounds)
+        calls = {"divergence": lambda: bench_divergence(args.positions, args.rounds),
+                 "checkpoint": lambda: bench_checkpoint(args.rounds),
+                 "filter": lambda: bench_filter(args.files, args.rounds)}  # fmt: skip
+        found = calls[words[0]]()
         if args.record:
             _keep_seconds(words[0], found, command, args.rounds)
     print(json.dumps({"command": command, **found}))
@@ -285,7 +319,7 @@ def _keep_seconds(name: str, found: dict, command: str, rounds: int) -> None:
            command=command, medians=medians, **rest)  # fmt: skip
     if name == "checkpoint":
         record("bench.checkpoint.share", found["share_at_save_steps_10"], n=rounds, command=command)
-    else:
+    elif name == "divergence":
         ours, plain = (peak - found["gradients"] for peak in found["peak_bytes"].values())
         record("bench.divergence.memory_ratio", plain / ours, n=3, command=command)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIDES', 'in_turns', 'summary', 'machine_rates', 'least_seconds', 'multiplied_weights', 'CountOperators',
            'operator_seconds', 'means_of', 'predicted_seconds', 'bench_means', 'bench_rollout', 'run_side',
-           'in_new_process', 'bench_step', 'step_cost']
+           'in_new_process', 'bench_step', 'step_cost', 'processes_cost']
 
 # %% ../nbs/11_rollout_speed.ipynb #fc0e207f
 import copy
@@ -314,3 +314,12 @@ def step_cost(rows: int = 16, completion: int = 32, prompt: int = 32, vocabulary
         seconds["gradient"] = time.perf_counter() - start
         model.zero_grad()
     return seconds
+
+# %% ../nbs/11_rollout_speed.ipynb #0e1d83fa
+def processes_cost(processes: int, rows: int = 16) -> dict[str, float]:
+    """`step_cost` of `rows` split over `processes` of one thread each, side by side; the slowest part counts."""
+    code = f"import json; from tinyr2.speed import step_cost; print(json.dumps(step_cost(rows={rows // processes})))"
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(processes)]
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
+    return {part: max(row[part] for row in found) for part in found[0]}

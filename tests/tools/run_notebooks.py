@@ -1,6 +1,9 @@
 """Execute the notebooks in order with papermill, each in a fresh kernel of this Python.
 
-    run_notebooks.py [NAME ...] [--params nbs/params/test.yaml] [--timeout SECONDS]
+    run_notebooks.py [NAME ...] [--params nbs/params/test.yaml] [--timeout SECONDS] [--jobs N]
+
+Notebooks start in their order. With --jobs 2 (the default with two cores and 12 GB to spare) two run side by side,
+with one thread each; those that fill the cache or measure time run alone, with all threads.
 
 Without --params every notebook runs as it stands, into _runs/, and draws into figures/. With a file of
 parameters (notebook name -> its parameters) copies and figures go to a folder with the file's name:
@@ -11,10 +14,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import yaml
 from notebooks import ROOT, code_cells, read, runnable, source
 
@@ -28,17 +34,20 @@ HEADLESS = {  # quiet and offline; a variable that is already set keeps its valu
     "GOMP_SPINCOUNT": "10000",  # as tinyr2 itself sets it, but here before torch is imported
     "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, whatever else is registered
 }
+FIRST = ("00_environment", "03_tiny_world")  # alone: what they leave in the cache, others read
+LAST = ("11_rollout_speed", "11_speed", "11_student_teacher")  # alone at the end: they measure time
+AFTER = {"11_evaluation": "08_opd_loop", "11_prompts": "08_opd_loop"}  # reads the model that the other has trained
 
 
-def environment(figures: Path | None) -> dict[str, str]:
+def environment(figures: Path | None, one_thread: bool = False) -> dict[str, str]:
     """What the notebooks find in os.environ; this Python's commands come first in PATH."""
-    env = HEADLESS | os.environ
+    env = HEADLESS | ({"OMP_NUM_THREADS": "1"} if one_thread else {}) | os.environ
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     return env | ({"TINYR2_FIGURES": str(figures)} if figures else {})
 
 
 def run_notebook(path: Path, out: Path, parameters: dict | None = None, figures: Path | None = None,
-                 timeout: float = 1800) -> tuple[float, str]:
+                 timeout: float = 1800, one_thread: bool = False) -> tuple[float, str]:
     """Execute one notebook into the folder `out`; return the seconds, and what went wrong or ""."""
     out.mkdir(parents=True, exist_ok=True)
     copy = out / path.name
@@ -48,7 +57,7 @@ def run_notebook(path: Path, out: Path, parameters: dict | None = None, figures:
     if parameters:
         command += ["-y", yaml.safe_dump(parameters)]
     start = time.monotonic()
-    with subprocess.Popen(command, env=environment(figures), text=True, stdout=subprocess.DEVNULL,
+    with subprocess.Popen(command, env=environment(figures, one_thread), text=True, stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE) as process:
         try:
             messages = process.communicate(timeout=timeout)[1]
@@ -75,21 +84,44 @@ def read_parameters(file: Path | None) -> dict[str, dict]:
     return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file else {}
 
 
+def default_jobs() -> int:
+    """Two side by side where cores and memory (a training notebook takes up to 5 GB) allow it."""
+    return 2 if (os.cpu_count() or 1) >= 2 and psutil.virtual_memory().available > 12e9 else 1
+
+
 def run_all(notebooks: list[Path], out: Path, parameters: dict[str, dict], figures: Path | None = None,
-            timeout: float = 1800) -> list[str]:
-    """Run notebooks in order, print a line for each, write timings.json; return the names that failed."""
-    log = out / "timings.json"
+            timeout: float = 1800, jobs: int = 1) -> list[str]:
+    """Run notebooks, print a line for each, write timings.json; return the names that failed."""
+    log, lock = out / "timings.json", threading.Lock()
     timings = json.loads(log.read_text()) if log.exists() else {}
-    failed = []
-    for path in notebooks:
-        print(f"{path.stem:<20}", end="", flush=True)
-        seconds, problem = run_notebook(path, out, parameters.get(path.stem), figures, timeout)
-        print(f"{seconds:8.1f} s", flush=True)
-        if problem:
-            failed.append(path.stem)
-            print(f"FAILED {path.name}\n    " + problem.replace("\n", "\n    "), flush=True)
-        timings[path.stem] = {"seconds": round(seconds, 1), "ok": not problem}
-        log.write_text(json.dumps(timings, indent=1, sort_keys=True) + "\n")
+    failed, started = [], {}
+
+    def run(path: Path, one_thread: bool = False) -> None:
+        if path.stem in AFTER and AFTER[path.stem] in started:
+            started[AFTER[path.stem]].result()
+        options = (parameters.get(path.stem), figures, timeout, one_thread)
+        seconds, problem = run_notebook(path, out, *options)
+        with lock:
+            print(f"{path.stem:<20}{seconds:8.1f} s", flush=True)
+            if problem:
+                failed.append(path.stem)
+                print(f"FAILED {path.name}\n    " + problem.replace("\n", "\n    "), flush=True)
+            timings[path.stem] = {"seconds": round(seconds, 1), "ok": not problem}
+            log.write_text(json.dumps(timings, indent=1, sort_keys=True) + "\n")
+
+    last = [path for path in notebooks if path.stem in LAST and jobs > 1]
+    with ThreadPoolExecutor(jobs) as pool:
+        for path in notebooks:
+            if jobs == 1 or path.stem in FIRST:
+                for future in started.values():
+                    future.result()
+                run(path)
+            elif path not in last:
+                started[path.stem] = pool.submit(run, path, True)
+    for future in started.values():
+        future.result()
+    for path in last:
+        run(path)
     return failed
 
 
@@ -112,10 +144,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="notebooks to run (default: all)")
     parser.add_argument("--params", type=Path, help="YAML file: notebook name -> its parameters")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds allowed for one notebook")
+    parser.add_argument("--jobs", type=int, default=default_jobs(), help="notebooks side by side")
     args = parser.parse_args()
     out = ROOT / "_runs" / (args.params.stem if args.params else "")
     figures = out / "figures" if args.params else None
-    failed = run_all(runnable(names=args.names), out, read_parameters(args.params), figures, args.timeout)
+    failed = run_all(runnable(names=args.names), out, read_parameters(args.params), figures, args.timeout,
+                     args.jobs)
     print(f"executed copies and timings.json are in {out.relative_to(ROOT)}/")
     if failed:
         print(f"failed: {', '.join(failed)}")
