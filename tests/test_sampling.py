@@ -1,11 +1,12 @@
 """The static decoder and `transformers` agree on models that the notebooks do not use."""
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tinyr2 import decoder as decoder_module
 from tinyr2.data import left_pad
-from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels
+from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels, unsupported
 from tinyr2.sampling import draw, inverse_cdf, rollout, sample_many
 from tinyr2.tiny import tiny_tokenizer, tiny_tasks
 
@@ -19,7 +20,7 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-untied-bias", "qwen2", "gemma"])
+@pytest.fixture(scope="module", params=["llama", "llama-untied-bias", "one-key-head", "qwen2", "gemma"])
 def model(request, tokenizer):
     torch.manual_seed(0)
     shape = {"vocab_size": len(tokenizer), **SHAPE}
@@ -28,7 +29,8 @@ def model(request, tokenizer):
     elif request.param == "gemma":
         config = GemmaConfig(**shape, head_dim=16)
     else:
-        other = request.param != "llama"
+        shape |= {"num_key_value_heads": 1} if request.param == "one-key-head" else {}  # six query heads: four and two
+        other = request.param == "llama-untied-bias"
         config = LlamaConfig(**shape, tie_word_embeddings=not other, attention_bias=other)
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -155,3 +157,10 @@ def test_without_a_compiler(model, tokenizer, monkeypatch, caplog):
 def test_kernels_leave_subnormal_numbers_alone():
     assert kernels() is not None
     assert float("1e-310") * 0.5 > 0 and (torch.tensor(1e-40) * 0.5).item() > 0
+
+
+@pytest.mark.parametrize("part", ["lm_head", "embed_tokens"])
+def test_adapters_outside_the_layers_are_not_forgotten(tokenizer, part):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPE))
+    assert unsupported(model) is None
+    assert "head or the embedding" in unsupported(get_peft_model(model, LoraConfig(target_modules=[part])))

@@ -182,7 +182,7 @@ def bench_rollout(rounds: int = 5, model: str = "smollm2-135m", tokens: int = 96
 
 # %% ../nbs/11_rollout_speed.ipynb #5d926489
 class _Clock(TrainerCallback):
-    """When every step ended, and the highest memory in bytes until then."""
+    """When every step ended."""
 
     def __init__(self):
         self.ends: list[float] = []

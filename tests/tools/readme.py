@@ -53,6 +53,7 @@ MEASURES = {
            "resume.differing": "runs that ended otherwise than an undisturbed one, after {n} kills at random moments",
            "bench.checkpoint.seconds_ratio": "saving SmolLM2, with hashes: seconds over the Trainer's (median of {n})",
            "bench.checkpoint.share": "share of a run's time that saving takes at `save_steps` 10",
+           "bench.filter.seconds_ratio": "rating 64 files by probabilities: seconds over `generate`'s (median of {n})",
            "bench.divergence.seconds_ratio": "divergence and gradient in pieces, 320 tokens: seconds over the plain "
                                              "way's (median of {n})",
            "bench.divergence.memory_ratio": "the same: memory of the plain way over ours, gradients not counted"},
@@ -81,6 +82,7 @@ MEASURES = {
            "resume.differing": "随机时刻杀掉 {n} 次之后，结果与未受干扰的运行不同的运行数",
            "bench.checkpoint.seconds_ratio": "带哈希地保存 SmolLM2：秒数与 Trainer 自带保存之比（{n} 次的中位数）",
            "bench.checkpoint.share": "`save_steps` 为 10 时保存占运行时间的比例",
+           "bench.filter.seconds_ratio": "用概率给 64 个文件评分：秒数与 `generate` 之比（{n} 次的中位数）",
            "bench.divergence.seconds_ratio": "分片计算散度与梯度，320 个 token：秒数与直接计算之比（{n} 次的中位数）",
            "bench.divergence.memory_ratio": "同上：直接计算与本实现的内存之比，不计梯度本身"}}
 
