@@ -240,7 +240,9 @@ def _figure(self: HealthPanel) -> plt.Figure:
             points = [(entry["step"], entry[name]) for entry in entries if name in entry]
             ax.plot(*zip(*points) if points else ((), ()), label=name.split("/", 1)[-1].removesuffix("/mean"), lw=1.2)
         ax.set(title=title)
-        ax.legend(fontsize=6, loc="best", framealpha=0.6)
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.16 * (high - low) * -(-len(ax.lines) // 2))  # room for the legend, two names a line
+        ax.legend(fontsize=6, loc="upper left", ncols=2)
     norms = [(entry["step"], entry["grad_norm"]) for entry in entries if "grad_norm" in entry]
     bad = [point for point, z in zip(norms, gradient_alarms([norm for _, norm in norms])) if z > 6]
     axes.flat[4].plot(*zip(*bad) if bad else ((), ()), "o", color=COLORS["teacher"])

@@ -321,5 +321,8 @@ def processes_cost(processes: int, rows: int = 16) -> dict[str, float]:
     code = f"import json; from tinyr2.speed import step_cost; print(json.dumps(step_cost(rows={rows // processes})))"
     options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(processes)]
-    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
+    printed = [process.communicate()[0] for process in started]
+    if codes := [process.returncode for process in started if process.returncode]:
+        raise RuntimeError(f"{len(codes)} of {processes} processes failed (exit {codes}); their messages are above")
+    found = [json.loads(text.splitlines()[-1]) for text in printed]
     return {part: max(row[part] for row in found) for part in found[0]}
