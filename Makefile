@@ -19,7 +19,7 @@ run: setup  ## execute every notebook in order into _runs/, redraw figures/, pri
 	@$(PY) tests/tools/run_notebooks.py $(ONLY) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup  ## every notebook with nbs/params/test.yaml, and the tests: at most 15 minutes
-	@$(PY) -m pytest -q -n 2 --dist loadgroup tests
+	@$(PY) -m pytest -q -n 2 tests
 
 check: setup  ## the gates: tree clean, notebooks in step with tinyr2/, hygiene, ruff: under a minute
 	@$(PY) tests/tools/gates.py --all $(addprefix --skip=,$(SKIP))

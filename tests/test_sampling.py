@@ -1,12 +1,16 @@
 """The static decoder and `transformers` agree on models that the notebooks do not use."""
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from tinyr2 import decoder as decoder_module
+from tinyr2 import decoder as decoder_module, sampling
 from tinyr2.data import left_pad
-from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels, unsupported
+from tinyr2.decoder import Decoder, FixedCache, ForkedCache, SharedCache, kernels, unsupported
 from tinyr2.sampling import draw, inverse_cdf, rollout, sample_many
 from tinyr2.tiny import tiny_tokenizer, tiny_tasks
 
@@ -81,7 +85,14 @@ def test_a_prompt_that_comes_twice_is_sampled_anew(tokenizer, model):
     assert twice[:2] == once[2:] and twice[4:] != twice[:2]
 
 
-def test_kernels_equal_plain_pytorch(model, tokenizer):
+@pytest.fixture(params=["one call", "matrix library"])
+def size(request, monkeypatch):
+    """Models of the tests are small; with a limit of nothing their products go to the matrix library as well."""
+    if request.param == "matrix library":
+        monkeypatch.setattr(decoder_module, "SMALL", 0)
+
+
+def test_kernels_equal_plain_pytorch(model, tokenizer, size):
     assert kernels() is not None and Decoder(model).compiled
     options = {"num_generations": 3, "max_completion_length": 24, "temperature": 1.0}
     fast, plain = (rollout(model, tokenizer, prompts(5), backend=name, **options) for name in ("static", "plain"))
@@ -102,7 +113,7 @@ def given_tokens_error(model, ids, mask, kind, dtype):
     return (ours.float() - theirs).square().mean().sqrt().item()
 
 
-def test_kernels_round_no_worse_than_pytorch(model, tokenizer):
+def test_kernels_round_no_worse_than_pytorch(model, tokenizer, size):
     ids, mask = left_pad([tokenizer(p)["input_ids"] for p in prompts(6)], tokenizer.pad_token_id)
     exact, compiled, plain = (given_tokens_error(model, ids, mask, *kind) for kind in (
         (SharedCache, torch.float32), (SharedCache, torch.bfloat16), (ForkedCache, torch.bfloat16)))
@@ -130,6 +141,49 @@ def test_two_stages_draw_as_one():
         assert (two != one).sum() <= 1  # a draw within rounding of a boundary
     edges = torch.tensor([0.0, 1 - 2**-24])
     assert inverse_cdf(torch.full((2, 5000), 1 / 5000), edges).tolist() == [0, 4999]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["static", "plain"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logits_that_are_no_numbers_are_noticed(tokenizer, backend, kind, temperature):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPE)).eval().to(kind)
+    options = {"num_generations": 2, "max_completion_length": 4, "backend": backend, "temperature": temperature}
+    for bad, rows in ((torch.nan, 300), (torch.inf, 300), (torch.nan, slice(None)), (-torch.inf, slice(None))):
+        with torch.no_grad():
+            model.lm_head.weight[rows, 5] = bad
+        with pytest.raises(FloatingPointError, match="logits that are no numbers"):
+            rollout(model, tokenizer, prompts(2), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_draws_follow_the_distribution(dtype):
+    """Of 50,000 rows of one distribution over 700 tokens, a third of them without any weight."""
+    logits = (2 * torch.randn(1, 700, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits[0, ::3] = -torch.inf
+    noise = torch.rand(50_000, 1, generator=torch.Generator().manual_seed(1))
+    work = sampling._Rows(noise, 0, sampling._drawing()[f"draw_{str(dtype).split('.')[1]}"])
+    work.add(0, 50_000)
+    tokens, done = work.draw(logits.expand(50_000, 700).contiguous(), 0.8, torch.zeros(700, dtype=torch.bool))
+    exact = (logits[0].double() / 0.8).softmax(-1)
+    seen, often = torch.bincount(tokens, minlength=700), exact * 50_000 > 5
+    chi_square = ((seen - exact * 50_000) ** 2 / (exact * 50_000))[often].sum()
+    assert done == 50_000 and seen[::3].sum() == 0 and chi_square < often.sum() + 5 * (2 * often.sum()) ** 0.5
+    assert torch.allclose(work.logprobs[:-1, 0].double(), exact[tokens].log(), atol=1e-5)
+    plain, _ = draw(logits.expand(50_000, 700), noise[:, 0], 0.8)
+    assert (tokens != plain).sum() <= 5  # draws within rounding of a boundary
+
+
+def test_fixed_shapes_sample_the_same(model, tokenizer, monkeypatch, caplog):
+    """What runs on a GPU, run on the CPU; and where nothing can be recorded, operators run one by one."""
+    options = {"num_generations": 2, "max_completion_length": 20, "temperature": 1.0, "backend": "plain"}
+    plain = rollout(model, tokenizer, prompts(5), max_rows=6, **options)
+    monkeypatch.setattr(decoder_module, "ForkedCache", FixedCache)
+    fixed = rollout(model, tokenizer, prompts(5), max_rows=6, **options)
+    assert fixed.completions == plain.completions
+    assert torch.allclose(fixed.logprobs, plain.logprobs, atol=1e-4)
+    if not torch.cuda.is_available():
+        assert decoder_module._recorded(prompts, torch.device("cuda:0")) is None and "no CUDA graph" in caplog.text
 
 
 def test_another_family_says_so(tokenizer, caplog):
@@ -164,3 +218,76 @@ def test_adapters_outside_the_layers_are_not_forgotten(tokenizer, part):
     model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPE))
     assert unsupported(model) is None
     assert "head or the embedding" in unsupported(get_peft_model(model, LoraConfig(target_modules=[part])))
+
+
+def test_rotary_angles(tokenizer):
+    """Stretched angles (YaRN) are those of `generate`; angles that change with the length are left to it."""
+    shape = {"vocab_size": len(tokenizer), **SHAPE}
+    models = [AutoModelForCausalLM.from_config(LlamaConfig(**shape, rope_parameters={
+        "rope_type": kind, "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32})).eval()
+        for kind in ("yarn", "dynamic")]
+    options = {"num_generations": 1, "max_completion_length": 24, "temperature": 0.0}
+    ours, theirs = (rollout(models[0], tokenizer, prompts(3), backend=name, **options) for name in ("static", "hf"))
+    assert torch.equal(ours.completion_ids, theirs.completion_ids)
+    assert "rotary angles that change with the length (dynamic)" in unsupported(models[1])
+
+
+class StandIn:
+    """What tinyr2 asks of TRL's VLLMGeneration and of the engine in it; samples by the plain decoder."""
+
+    made, synced, limit = 0, 0, 10**9
+
+    def __init__(self, model, accelerator, tokenizer, **options):
+        StandIn.made += 1
+        self.model, self.llm = model, self
+        self.weights = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def sync_weights(self):
+        StandIn.synced += 1
+        self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def generate(self, rows, params, use_tqdm):
+        wanted = {"ignore_eos": True, "detokenize": False, "logprobs": 0}
+        assert len(rows) == len(params) and all(wanted.items() <= p.items() for p in params)
+        return [SimpleNamespace(outputs=[self.one(row["prompt_token_ids"], p)]) for row, p in zip(rows, params)]
+
+    @torch.no_grad()
+    def one(self, ids, p):
+        generator, ids, found = torch.Generator().manual_seed(p["seed"]), list(ids), []
+        while len(found) < min(p["max_tokens"], StandIn.limit) and not (found and found[-1][0] in p["stop_token_ids"]):
+            logits = torch.func.functional_call(self.model, self.weights, (torch.tensor([ids]),)).logits[0, -1]
+            token, logprob = draw(logits[None], torch.rand(1, generator=generator), p["temperature"])
+            found.append((int(token), float(logprob)))
+            ids.append(int(token))
+        return SimpleNamespace(token_ids=tuple(t for t, _ in found),
+                               logprobs=[{t: SimpleNamespace(logprob=x)} for t, x in found])
+
+
+def test_vllm_through_trl(tokenizer, monkeypatch):
+    """Our side of it: engine made once, weights given each time, every sample with a seed of its own."""
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPE)).eval()
+    options = {"num_generations": 2, "max_completion_length": 12, "temperature": 0.9, "backend": "vllm"}
+    with pytest.raises(ImportError, match="vLLM is not installed"):
+        rollout(model, tokenizer, prompts(1), **options)
+    vllm = ModuleType("vllm")
+    vllm.SamplingParams, vllm.__spec__ = dict, ModuleSpec("vllm", None)
+    monkeypatch.setattr("trl.generation.vllm_generation.VLLMGeneration", StandIn)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    with pytest.raises(ValueError, match="save this one"):
+        rollout(model, tokenizer, prompts(1), **options)
+    model.name_or_path = "somewhere"
+    batch = rollout(model, tokenizer, prompts(3), **options)
+    assert (StandIn.made, StandIn.synced) == (1, 1) and batch.completions[0] != batch.completions[1]
+    assert rollout(model, tokenizer, prompts(3)[1:2], **options).completions == batch.completions[2:4]
+    again = rollout(model, tokenizer, prompts(3), **options | {"temperature": 0.0, "num_generations": 1})
+    greedy = rollout(model, tokenizer, prompts(3), **options | {"temperature": 0.0, "num_generations": 1,
+                                                                "backend": "static"})
+    assert torch.equal(again.completion_ids, greedy.completion_ids)
+    assert torch.allclose(again.logprobs, greedy.logprobs, atol=1e-4)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    assert rollout(model, tokenizer, prompts(3), **options).completions != batch.completions
+    assert (StandIn.made, StandIn.synced) == (1, 4)
+    monkeypatch.setattr(StandIn, "limit", 3)
+    with pytest.raises(RuntimeError, match="ended after 3 tokens without a stop token"):
+        rollout(model, tokenizer, prompts(3), **options)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import conftest
 import run_notebooks
 from notebooks import ROOT, paths
 from packaging.requirements import Requirement
@@ -81,3 +82,13 @@ def test_notebooks_side_by_side(monkeypatch, tmp_path):
     for stem, before in run_notebooks.AFTER.items():
         assert spans[stem][0] >= spans[before][1]
     assert any(a[0] < b[1] and b[0] < a[1] for a, b in itertools.pairwise(spans.values()))
+
+
+def test_a_file_stays_in_one_process():
+    """`conftest.group` names what is not cut; two cases of one test, or two tests of one file, have the same name."""
+    trainer, checkpoint, notebooks = (f"tests/test_{name}.py::test_" for name in ("trainer", "checkpoint", "notebooks"))
+    assert conftest.group(f"{trainer}one[a::b]") == conftest.group(f"{trainer}two")
+    assert conftest.group(f"{checkpoint}one[a]") == conftest.group(f"{checkpoint}one[b]") != \
+        conftest.group(f"{checkpoint}two")
+    names = [conftest.group(f"{notebooks}notebook[{name}]") for name in ("08_opd_loop", "11_evaluation", "05_reward")]
+    assert names[0] == names[1] != names[2]

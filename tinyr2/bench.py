@@ -247,7 +247,9 @@ class BenchArguments:
     `filter`."""
 
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
+    prompts: int = field(default=8, metadata={"help": "Prompts of a rollout, of four samples each."})
     rounds: int = field(default=5, metadata={"help": "Rounds; the median counts."})
+    endless: int = field(default=100, metadata={"help": "Endless programs, for the seconds over the limit."})
     workers: int = field(default=2, metadata={"help": "Programs side by side."})
     count: int = field(default=200_000, metadata={"help": "Verdicts of the long run."})
     positions: int = field(default=320, metadata={"help": "Tokens whose divergence is measured."})
@@ -264,14 +266,14 @@ def bench_cli(argv: list[str] | None = None) -> dict | int:
     (args,) = HfArgumentParser(BenchArguments).parse_args_into_dataclasses(words[1:])
     command = "tinyr2-bench " + " ".join(words)
     if words[0] == "reward":
-        found = bench_reward(args.programs, args.rounds, args.workers)
+        found = bench_reward(args.programs, args.rounds, args.workers, args.endless)
         _keep_reward(found, command, args)
     elif words[0] == "soak":
         found = soak(args.count, args.workers, progress=True)
         if args.record:
             record("sandbox.soak.wrong", found["wrong"], n=args.count, command=command, **_flat(found))
     elif words[0] in ("rollout", "step"):
-        found = (bench_rollout if words[0] == "rollout" else bench_step)(args.rounds)
+        found = bench_step(args.rounds) if words[0] == "step" else bench_rollout(args.rounds, count=args.prompts)
         if args.record:
             (_keep_rollout if words[0] == "rollout" else _keep_step)(found, command, args.rounds)
     else:
@@ -290,15 +292,20 @@ def _flat(found: dict) -> dict:
     return {name: found[name] for name in ("seconds", "first", "middle", "last", "after")}
 
 
+def _place() -> str:
+    """Where the speeds of this machine are kept: those of a GPU apart."""
+    return "speed.gpu." if torch.cuda.is_available() else "speed."
+
+
 def _keep_rollout(found: dict, command: str, rounds: int) -> None:
     """Record rollouts against `generate` in the same type, and their share of the bound."""
-    extra = {"n": rounds, "command": command}
-    for key, means in (("speed.rollout_vs_hf", found["means"]), ("speed.tiny_rollout_vs_hf", found["tiny"])):
+    extra, place = {"n": rounds, "command": command}, _place()
+    for key, means in ((f"{place}rollout_vs_hf", found["means"]), (f"{place}tiny_rollout_vs_hf", found["tiny"])):
         rows = list(means.values())
         peer = rows[-3]  # generate in the same type
         ratio = rows[-1]["tokens_per_second"] / peer["tokens_per_second"]
         record(key, ratio, means=means, greedy_equal=found["greedy_equal"], **extra)
-    record("speed.rollout_share_of_bound", found["share_of_bound"], range=found["share_range"], rates=found["rates"],
+    record(f"{place}rollout_share_of_bound", found["share_of_bound"], range=found["share_range"], rates=found["rates"],
            **extra)  # fmt: skip
 
 
@@ -306,8 +313,9 @@ def _keep_step(found: dict, command: str, rounds: int) -> None:
     """Record whole steps against TRL's trainers, and the memory of ours over theirs."""
     for key, name in (("grpo", "TRL GRPO"), ("distillation", "TRL Distillation, best of 4")):
         row = found[name]
-        record(f"speed.step_vs_trl_{key}", row["over_ours"], n=row["n"], command=command, sides=found)
-        record(f"memory.step_vs_trl_{key}", row["memory_of_ours"], n=rounds, command=command)
+        record(f"{_place()}step_vs_trl_{key}", row["over_ours"], n=row["n"], command=command, sides=found)
+        place = _place().replace("speed", "memory")
+        record(f"{place}step_vs_trl_{key}", row["memory_of_ours"], n=rounds, command=command)
 
 # %% ../nbs/11_speed.ipynb #9d2c71ab
 def _keep_seconds(name: str, found: dict, command: str, rounds: int) -> None:

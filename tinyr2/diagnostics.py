@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
 from . import checkpoint as _checkpoint
 from .checks import FATAL, Check, Report, check_memory, check_reading, check_sandbox, check_tokens, encoded
@@ -63,15 +64,17 @@ def draw_sample(trainer, rows: list[dict]) -> Sample:
 @torch.no_grad()
 def readings(trainer, batch: Rollout) -> tuple[dict[str, torch.Tensor], float]:
     """Log-probabilities `[M]` of the sampled tokens by sampler, trainer (train and eval mode) and plain forward;
-    the student's mean divergence from itself."""  # fmt: skip
+    the student's mean divergence from itself. All but sampler and plain see sixteen columns of padding more."""
     model, args, mask = trainer.model, trainer.args, batch.completion_mask
+    padded = F.pad(batch.prompt_ids, (16, 0), value=trainer.processing_class.pad_token_id)
+    wide = dataclasses.replace(batch, prompt_ids=padded, prompt_mask=F.pad(batch.prompt_mask, (16, 0)))
     rows, temperature = torch.arange(len(mask), device=mask.device), trainer.now("temperature")
     head = model.get_output_embeddings().weight
     cast = torch.autocast(mask.device.type, torch.bfloat16, enabled=args.bf16)
     with cast:  # as a teacher is read, then as training reads
-        frozen = completion_states(model.eval(), batch, rows, args.micro_batch_rows)
+        frozen = completion_states(model.eval(), wide, rows, args.micro_batch_rows)
         teacher = (frozen[mask], head, 1.0)
-        states = completion_states(model.train(), batch, rows, args.micro_batch_rows)[mask]
+        states = completion_states(model.train(), wide, rows, args.micro_batch_rows)[mask]
         ids = batch.completion_ids[mask]
         terms = hidden_divergence(states, head, ids, [teacher], temperature=temperature)
         still = hidden_divergence(frozen[mask], head, ids, temperature=temperature).logprobs

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.cache_utils import DynamicCache
 
 from .objective import hidden_divergence, opd_loss
-from .sampling import Rollout
+from .sampling import BACKENDS, Rollout
 
 # %% ../nbs/08_gradient.ipynb #e8444e1e
 def _setting(default, text: str):
@@ -55,6 +55,7 @@ class OPDConfig(_LossArguments):
 
     num_generations: int = _setting(4, "Completions sampled per prompt (the group).")
     max_completion_length: int = _setting(96, "Tokens per completion, stop token included.")
+    rollout_backend: str = _setting("auto", "How the student samples: auto, static, plain, hf, vllm.")
     temperature: float = _setting(0.7, "Temperature of sampling and of the loss.")
     temperature_end: float | None = _setting(None, "It moves here in a straight line over the run.")
     kl_coef_end: float | None = _setting(None, "kl_coef likewise.")
@@ -85,6 +86,7 @@ _WORDS = {
     "kl_on": ("all", "best"),
     "kl_estimator": ("full", "sampled"),
     "off_policy_source": ("teacher", "dataset"),
+    "rollout_backend": BACKENDS,
 }
 
 # %% ../nbs/08_gradient.ipynb #4f4a098f

@@ -50,9 +50,12 @@ class _OPDSteps(Trainer):
         if not own and args.off_policy_source == "dataset":
             given = [row["completion"] for row in rows]
             return given_rollout(self.processing_class, prompts, given, args.max_completion_length, args.device)
-        options = {"num_generations": args.num_generations, "temperature": self.now("temperature"), **self.sampling()}
+        options = {"num_generations": args.num_generations, "temperature": self.now("temperature"),
+                   "backend": args.rollout_backend, **self.sampling()}  # fmt: skip
         if own:
             return rollout(self.model, self.processing_class, prompts, step=step, **options)
+        if args.rollout_backend == "vllm":  # it would be given the student's adapters
+            options["backend"] = "auto"
         with as_teacher(self.teachers[0], self.model):
             return rollout(self.teachers[0], self.processing_class, prompts, step=step, **options)
 
