@@ -532,6 +532,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/tinyr2', 'doc_host': '', '
                                  'tinyr2.gradient.as_teacher': ('gradient.html#as_teacher', 'tinyr2/gradient.py'),
                                  'tinyr2.gradient.completion_states': ('gradient.html#completion_states', 'tinyr2/gradient.py'),
                                  'tinyr2.gradient.config_faults': ('gradient.html#config_faults', 'tinyr2/gradient.py'),
+                                 'tinyr2.gradient.distinct': ('gradient.html#distinct', 'tinyr2/gradient.py'),
                                  'tinyr2.gradient.importance_weights': ('gradient.html#importance_weights', 'tinyr2/gradient.py'),
                                  'tinyr2.gradient.micro_batches': ('gradient.html#micro_batches', 'tinyr2/gradient.py'),
                                  'tinyr2.gradient.read_completions': ('gradient.html#read_completions', 'tinyr2/gradient.py'),
