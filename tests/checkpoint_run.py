@@ -9,11 +9,13 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 
@@ -178,6 +180,37 @@ def in_process(context, *args, kill_after=None, **kwargs) -> int:
         process.kill()
         process.join()
     return process.exitcode
+
+
+def ranked(environment, folder, settings, last=None, exact=False):
+    """Train as one of several processes; die after step `last`. `exact`: without dropout, resumption and noise."""
+    os.environ.update(environment)
+    AcceleratorState._reset_state(reset_partial_state=True)  # the server's, if making the world needed one
+    warnings.simplefilter("ignore")
+    if last:
+        after(checkpoint.OPDTrainer, "_maybe_log_save_evaluate", last)
+    trainer = make(folder, settings, dropout=0.0 if exact else 0.1)
+    if exact:
+        trainer.reward_funcs = trainer.reward_funcs[:1]
+    trainer.train(resume_from_checkpoint=not exact)
+    if exact:
+        trainer.save_model()
+
+
+def in_ranks(context, world, folder, settings, **kwargs) -> list[int]:
+    """`ranked` in `world` processes that train together; their exit statuses."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    ranks = [shared | {"RANK": str(i), "LOCAL_RANK": str(i)} if world > 1 else {} for i in range(world)]
+    processes = [context.Process(target=ranked, args=(rank, folder, settings), kwargs=kwargs) for rank in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(180)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def outcome(folder) -> dict:

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -355,37 +354,24 @@ def test_two_runs_in_one_folder(tmp_path):
             checkpoint_run.make(tmp_path).train()
 
 
-def in_processes(folder, world, port, **settings):
+def in_processes(folder, world, **settings):
     """Run `settings` in `world` processes; the completions of every step, and the final weights."""
     settings |= {"num_iterations": 1, "max_steps": 3, "optim": "sgd", "learning_rate": 0.05, "logging_steps": 1,
                  "lr_scheduler_type": "constant", **({"ddp_backend": "gloo"} if world > 1 else {})}
-    code = (f"import checkpoint_run as c; t = c.make({str(folder)!r}, {settings!r}, dropout=0.0); "
-            "t.reward_funcs = t.reward_funcs[:1]; t.train(); t.save_model()")
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if world > 1 else {}
-    ranks = [{"RANK": str(i), "LOCAL_RANK": str(i)} if world > 1 else {} for i in range(world)]
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=os.environ | shared | rank, text=True,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for rank in ranks]
-    for process in processes:
-        errors = process.communicate(timeout=180)[1]
-        assert process.returncode == 0, errors[-2000:]
+    server = checkpoint_run.fork_server()
+    assert checkpoint_run.in_ranks(server, world, folder, settings, exact=True) == [0] * world
     lines = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
     log = json.loads((checkpoints(folder)[0] / "trainer_state.json").read_text())["log_history"]
     return sorted((r["step"], r["prompt"], r["completion"], r["reward"]) for r in lines), load_file(
         folder / "model.safetensors"), log
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def test_processes_and_accumulation_change_nothing_but_rounding(fork, tmp_path):
-    one, weights, log = in_processes(tmp_path / "one", 1, 0, per_device_train_batch_size=8,
+def test_processes_and_accumulation_change_nothing_but_rounding(tmp_path):
+    one, weights, log = in_processes(tmp_path / "one", 1, per_device_train_batch_size=8,
                                      gradient_accumulation_steps=1)
     assert {row[0] for row in one} == {0, 1, 2} and len(one) == 48
     for name, world, size, parts in (("two", 2, 4, 1), ("parts", 1, 4, 2), ("both", 2, 2, 2)):
-        found, others, other_log = in_processes(tmp_path / name, world, free_port(), per_device_train_batch_size=size,
+        found, others, other_log = in_processes(tmp_path / name, world, per_device_train_batch_size=size,
                                                 gradient_accumulation_steps=parts)
         assert found == one, name
         assert max((weights[key] - others[key]).abs().max().item() for key in weights) < 1e-6, name
@@ -394,27 +380,14 @@ def test_processes_and_accumulation_change_nothing_but_rounding(fork, tmp_path):
                 [b[key] for key in ("reward", "kl", "loss")], rel=1e-3, abs=1e-5), name
 
 
-def test_two_processes_are_taken_up_again(fork, tmp_path):
+def test_two_processes_are_taken_up_again(tmp_path):
     rows, settings = {}, {"max_steps": 4, "ddp_backend": "gloo", "save_steps": 1, "logging_steps": 1}
     for name in ("whole", "cut"):
         for last in (None,) if name == "whole" else (3, None):
-            two_processes(tmp_path / name, settings, last)
+            codes = checkpoint_run.in_ranks(checkpoint_run.fork_server(), 2, tmp_path / name, settings, last=last)
+            assert codes == [-signal.SIGKILL if last else 0] * 2
         rows[name] = outcome(tmp_path / name)
     assert [key for key in rows["whole"] if rows["whole"][key] != rows["cut"][key]] == []
-
-
-def two_processes(folder, settings, last):
-    """Train in two processes; `last`: both die after that step."""
-    code = (f"import checkpoint_run as c; last = {last}\n"
-            "if last: c.after(c.checkpoint.OPDTrainer, '_maybe_log_save_evaluate', last)\n"
-            f"c.make({str(folder)!r}, {settings!r}).train(resume_from_checkpoint=True)")
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                  text=True, env=os.environ | shared | {"RANK": str(i), "LOCAL_RANK": str(i)})
-                 for i in range(2)]
-    for process in processes:
-        errors = process.communicate(timeout=180)[1]
-        assert process.returncode == (-signal.SIGKILL if last else 0), errors[-2000:]
 
 
 def test_no_pickle_is_written(saved):

@@ -2,16 +2,18 @@
 import ast
 import importlib
 import itertools
+import json
 import re
 import time
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 import conftest
 import run_notebooks
-from notebooks import ROOT, paths
+from notebooks import ROOT, paths, write
 from packaging.requirements import Requirement
 
 SETTINGS = ConfigParser(delimiters=["="])
@@ -92,3 +94,55 @@ def test_a_file_stays_in_one_process():
         conftest.group(f"{checkpoint}two")
     names = [conftest.group(f"{notebooks}notebook[{name}]") for name in ("08_opd_loop", "11_evaluation", "05_reward")]
     assert names[0] == names[1] != names[2]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a notebook of one cell; its seconds and problem."""
+    def run(code, timeout=60.0, **options):
+        cell = {"cell_type": "code", "execution_count": None, "id": "only", "metadata": {}, "outputs": [],
+                "source": code.splitlines(keepends=True)}
+        kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+        notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+        write(tmp_path / "nb" / "one.ipynb", notebook)
+        return run_notebooks.run_notebook(tmp_path / "nb" / "one.ipynb", tmp_path / "out", None,
+                                          tmp_path / "figures", timeout, **options)[1]
+    (tmp_path / "nb").mkdir()
+    return run
+
+
+STATE = """import json, multiprocessing, os, random, sys, numpy, torch
+import matplotlib
+json.dump({"folder": os.getcwd(), "path": sys.path, "threads": torch.get_num_threads(), "main": __name__,
+           "draws": [random.random(), float(numpy.random.rand()), float(torch.rand(()))], "pid": os.getpid(),
+           "tinyr2": "tinyr2" in sys.modules, "pyplot": "matplotlib.pyplot" in sys.modules,
+           "backend": matplotlib.rcParams["backend"], "figures": os.environ["TINYR2_FIGURES"],
+           "group": os.getpgrp()}, open("state.json", "w"))"""
+
+
+def test_a_forked_kernel_is_as_fresh_as_any(run, tmp_path):
+    states = []
+    for one_thread in (True, False, True):
+        assert run(STATE, one_thread=one_thread) == ""
+        states.append(json.loads((tmp_path / "nb" / "state.json").read_text()))
+        assert not psutil.pid_exists(states[-1]["pid"])
+    for state in states:
+        assert state["folder"] == str(tmp_path / "nb") and state["figures"] == str(tmp_path / "figures")
+        assert not any(Path(path).is_relative_to(ROOT / "tests") for path in state["path"])
+        assert state["main"] == "__main__" and state["group"] == state["pid"]
+        assert not state["tinyr2"] and not state["pyplot"] and "inline" in state["backend"]
+    for draws in zip(*(state["draws"] for state in states)):
+        assert len(set(draws)) == 3, "a seed was inherited"
+    assert states[0]["threads"] == states[2]["threads"] == 1
+
+
+def test_a_notebook_that_fails_hangs_or_dies_says_where(run, tmp_path):
+    assert "code cell 1 (id only)" in (said := run("x = 1\n1 / 0")) and "ZeroDivisionError" in said
+    note = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+    assert "stopped after 5 s" in run(note + "time.sleep(600)", timeout=5)
+    pid = int((tmp_path / "nb" / "pid").read_text())
+    for _ in range(50):
+        if psutil.pid_exists(pid):
+            time.sleep(0.2)
+    assert not psutil.pid_exists(pid), "the kernel outlived its papermill"
+    assert "died" in run(note + "os._exit(3)")

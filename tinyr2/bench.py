@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,7 @@ from .gradient import OPDConfig
 from .llm import LocalLLM
 from .objective import hidden_divergence, token_divergence, token_logprobs
 from .sandbox import Sandbox
-from .speed import bench_rollout, bench_step, in_turns, summary
+from .speed import bench_packed, bench_rollout, bench_step, in_turns, summary
 
 # %% ../nbs/11_speed.ipynb #4e90e681
 def _trivial_program(name: str, number: int) -> tuple[str, list[dict]]:
@@ -243,8 +244,8 @@ def bench_filter(files: int = 64, rounds: int = 5) -> dict:
 # %% ../nbs/11_speed.ipynb #5c6ebf99
 @dataclass
 class BenchArguments:
-    """Arguments of `tinyr2-bench WHAT`; WHAT is `rollout`, `step`, `reward`, `soak`, `divergence`, `checkpoint` or
-    `filter`."""
+    """Arguments of `tinyr2-bench WHAT`; WHAT is `rollout`, `step`, `packed`, `reward`, `soak`, `divergence`,
+    `checkpoint` or `filter`."""
 
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
     prompts: int = field(default=8, metadata={"help": "Prompts of a rollout, of four samples each."})
@@ -260,7 +261,7 @@ class BenchArguments:
 def bench_cli(argv: list[str] | None = None) -> dict | int:
     """Entry point of `tinyr2-bench`."""
     words = sys.argv[1:] if argv is None else argv
-    known = ("rollout", "step", "reward", "soak", "divergence", "checkpoint", "filter")
+    known = ("rollout", "step", "packed", "reward", "soak", "divergence", "checkpoint", "filter")
     if not words or words[0] not in known:
         raise SystemExit(f"tinyr2-bench: expected one of {', '.join(known)} first, got {words[:1] or 'nothing'}")
     (args,) = HfArgumentParser(BenchArguments).parse_args_into_dataclasses(words[1:])
@@ -272,17 +273,16 @@ def bench_cli(argv: list[str] | None = None) -> dict | int:
         found = soak(args.count, args.workers, progress=True)
         if args.record:
             record("sandbox.soak.wrong", found["wrong"], n=args.count, command=command, **_flat(found))
-    elif words[0] in ("rollout", "step"):
-        found = bench_step(args.rounds) if words[0] == "step" else bench_rollout(args.rounds, count=args.prompts)
-        if args.record:
-            (_keep_rollout if words[0] == "rollout" else _keep_step)(found, command, args.rounds)
     else:
-        calls = {"divergence": lambda: bench_divergence(args.positions, args.rounds),
+        calls = {"rollout": lambda: bench_rollout(args.rounds, count=args.prompts),
+                 "step": lambda: bench_step(args.rounds),
+                 "packed": lambda: bench_packed(args.rounds, count=args.prompts),
+                 "divergence": lambda: bench_divergence(args.positions, args.rounds),
                  "checkpoint": lambda: bench_checkpoint(args.rounds),
                  "filter": lambda: bench_filter(args.files, args.rounds)}  # fmt: skip
-        found = calls[words[0]]()
+        found, keep = calls[words[0]](), {"rollout": _keep_rollout, "step": _keep_step, "packed": _keep_packed}
         if args.record:
-            _keep_seconds(words[0], found, command, args.rounds)
+            keep.get(words[0], partial(_keep_seconds, words[0]))(found, command, args.rounds)
     print(json.dumps({"command": command, **found}))
     return 0 if argv is None else found
 
@@ -316,6 +316,13 @@ def _keep_step(found: dict, command: str, rounds: int) -> None:
         record(f"{_place()}step_vs_trl_{key}", row["over_ours"], n=row["n"], command=command, sides=found)
         place = _place().replace("speed", "memory")
         record(f"{place}step_vs_trl_{key}", row["memory_of_ours"], n=rounds, command=command)
+
+
+def _keep_packed(found: dict, command: str, rounds: int) -> None:
+    """Record seconds of padded reading over packed, and how far their log-probabilities lie apart."""
+    row = found["packed"]
+    record(f"{_place()}packed_vs_padded", row["ours_over_it"], range=row["ratio_range"], n=rounds, command=command,
+           difference=found["difference"], rounding=found["rounding"])  # fmt: skip
 
 # %% ../nbs/11_speed.ipynb #9d2c71ab
 def _keep_seconds(name: str, found: dict, command: str, rounds: int) -> None:

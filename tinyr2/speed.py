@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIDES', 'in_turns', 'summary', 'bench_device', 'machine_rates', 'least_seconds', 'multiplied_weights',
            'CountOperators', 'operator_seconds', 'means_of', 'predicted_seconds', 'bench_means', 'bench_rollout',
-           'run_side', 'in_new_process', 'bench_step', 'step_cost', 'processes_cost']
+           'run_side', 'in_new_process', 'bench_step', 'step_cost', 'processes_cost', 'read_packed', 'read_padded',
+           'completion_logprobs', 'bench_packed']
 
 # %% ../nbs/11_rollout_speed.ipynb #fc0e207f
 import copy
@@ -24,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from .data import format_prompt, load_tasks, stop_token_ids
-from .environment import load_model, load_tokenizer
-from .gradient import OPDConfig, OPDStep, accumulate_gradients
-from .objective import PRESETS
+from .environment import attention_backend, load_model, load_tokenizer
+from .gradient import OPDConfig, OPDStep, accumulate_gradients, read_whole
+from .objective import PRESETS, token_logprobs
 from .reward import tests_reward
 from .sampling import Rollout, rollout
 from .tiny import tiny_world
@@ -340,3 +341,58 @@ def processes_cost(processes: int, rows: int = 16) -> dict[str, float]:
         raise RuntimeError(f"{len(codes)} of {processes} processes failed (exit {codes}); their messages are above")
     found = [json.loads(text.splitlines()[-1]) for text in printed]
     return {part: max(row[part] for row in found) for part in found[0]}
+
+# %% ../nbs/11_rollout_speed.ipynb #7d0c52a1
+def read_packed(body, batch: Rollout) -> torch.Tensor:
+    """Hidden states `[N, T, d]` that predict the completions, all texts in one row without padding."""
+    owner = torch.arange(len(batch.completion_ids), device=batch.prompt_ids.device) // batch.num_generations
+    ids = torch.cat([batch.prompt_ids[owner], batch.completion_ids], 1)
+    mask = torch.cat([batch.prompt_mask[owner].bool(), batch.completion_mask], 1)
+    positions = (mask.cumsum(1) - 1)[mask][None]
+    found = body(ids[mask][None], position_ids=positions, use_cache=False).last_hidden_state[0]
+    states = found.new_zeros(*ids.shape, found.shape[-1])
+    states[mask] = found
+    return states[:, -batch.completion_ids.shape[1] - 1 : -1]
+
+# %% ../nbs/11_rollout_speed.ipynb #7d0c52a6
+def read_padded(body, batch: Rollout) -> torch.Tensor:
+    """The same hidden states, one text a row."""
+    rows = torch.arange(len(batch.completion_ids), device=batch.prompt_ids.device)
+    return read_whole(body, batch, rows, batch.completion_ids.shape[1])
+
+
+@torch.no_grad()
+def completion_logprobs(model, read: Callable, batch: Rollout) -> torch.Tensor:
+    """Log-probabilities of the completions' tokens, one after the other, from the states that `read` gives."""
+    mask = batch.completion_mask
+    logits = model.get_output_embeddings()(read(model.get_decoder(), batch)[mask])
+    return token_logprobs(logits.float(), batch.completion_ids[mask])
+
+# %% ../nbs/11_rollout_speed.ipynb #7d0c52a3
+def bench_packed(rounds: int = 5, model: str = "smollm2-135m", count: int = 8) -> dict:
+    """Reading `count` prompts x 4 completions, padded (SDPA) and packed (flash-attention if there), in bfloat16.
+
+    Seconds of both in turns; the largest difference of a token's log-probability, and what rounding to bfloat16 alone
+    does to one.
+    """
+    device, tokenizer = bench_device(), load_tokenizer(model)
+    exact = load_model(model, device=device)
+    models = {"padded": copy.deepcopy(exact).bfloat16(),
+              "packed": load_model(model, torch.bfloat16, device, attention_backend(device))}  # fmt: skip
+    prompts = [task["prompt"] for task in (load_tasks("test") + load_tasks("train"))[:count]]
+    batch = rollout(exact, tokenizer, prompts, num_generations=4, temperature=0.7, max_completion_length=96)
+    reads, found = {"padded": read_padded, "packed": read_packed}, {}
+
+    def side(name: str) -> Callable[[int], float]:
+        def seconds(turn: int) -> float:
+            start = time.perf_counter()
+            found[name] = completion_logprobs(models[name], reads[name], batch).cpu()  # waits for a GPU
+            return time.perf_counter() - start
+
+        return seconds
+
+    sides = {name: side(name) for name in reads}
+    in_turns(sides, 1)  # warm
+    out = summary(in_turns(sides, rounds), "padded")
+    rounding = (completion_logprobs(exact, read_padded, batch).cpu() - found["padded"]).abs().max()
+    return out | {"difference": float((found["padded"] - found["packed"]).abs().max()), "rounding": float(rounding)}

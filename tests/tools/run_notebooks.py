@@ -1,9 +1,10 @@
-"""Execute the notebooks in order with papermill, each in a fresh kernel of this Python.
+"""Execute the notebooks in order with papermill, each in a kernel of its own (see forked.py).
 
     run_notebooks.py [NAME ...] [--params nbs/params/test.yaml] [--timeout SECONDS] [--jobs N]
 
 Notebooks start in their order. With --jobs 2 (the default with two cores and 12 GB to spare) two run side by side,
-with one thread each; those that fill the cache or measure time run alone, with all threads.
+with one thread each. The first runs alone before them and those that measure time alone after them, with all
+threads; what others wait for starts early.
 
 Without --params every notebook runs as it stands, into _runs/, and draws into figures/. With a file of
 parameters (notebook name -> its parameters) copies and figures go to a folder with the file's name:
@@ -12,7 +13,6 @@ _runs/test/ and _runs/test/figures/.
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from forked import execute
 from notebooks import ROOT, code_cells, read, runnable, source
 
 HEADLESS = {  # quiet and offline; a variable that is already set keeps its value
@@ -34,7 +35,8 @@ HEADLESS = {  # quiet and offline; a variable that is already set keeps its valu
     "GOMP_SPINCOUNT": "10000",  # as tinyr2 itself sets it, but here before torch is imported
     "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, whatever else is registered
 }
-FIRST = ("00_environment", "03_tiny_world")  # alone: what they leave in the cache, others read
+FIRST = ("00_environment",)  # alone: what it leaves in the cache, others read
+EARLY = ("03_tiny_world", "01_long_context", "08_opd_loop")  # the world, beside one without; the longest
 LAST = ("11_rollout_speed", "11_speed", "11_student_teacher")  # alone at the end: they measure time
 AFTER = {"11_evaluation": "08_opd_loop", "11_prompts": "08_opd_loop"}  # reads the model that the other has trained
 
@@ -52,19 +54,11 @@ def run_notebook(path: Path, out: Path, parameters: dict | None = None, figures:
     out.mkdir(parents=True, exist_ok=True)
     copy = out / path.name
     copy.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "papermill", path, copy, "--cwd", path.parent, "-k", "python3",
-               "--no-progress-bar", "--log-level", "ERROR"]
-    if parameters:
-        command += ["-y", yaml.safe_dump(parameters)]
     start = time.monotonic()
-    with subprocess.Popen(command, env=environment(figures, one_thread), text=True, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE) as process:
-        try:
-            messages = process.communicate(timeout=timeout)[1]
-        except subprocess.TimeoutExpired:
-            process.terminate()  # papermill then stops its kernel
-            messages = process.communicate()[1] + f"\nstopped after {timeout:.0f} s, the limit of a notebook"
-    return time.monotonic() - start, explain(copy, messages) if process.returncode else ""
+    code, messages = execute(path, copy, parameters or {}, environment(figures, one_thread), timeout)
+    if code is None:
+        messages += f"\nstopped after {timeout:.0f} s, the limit of a notebook"
+    return time.monotonic() - start, explain(copy, messages) if code != 0 else ""
 
 
 def explain(copy: Path, messages: str, lines: int = 12) -> str:
@@ -109,12 +103,12 @@ def run_all(notebooks: list[Path], out: Path, parameters: dict[str, dict], figur
             timings[path.stem] = {"seconds": round(seconds, 1), "ok": not problem}
             log.write_text(json.dumps(timings, indent=1, sort_keys=True) + "\n")
 
+    if jobs > 1:
+        notebooks = sorted(notebooks, key=lambda path: (*FIRST, *EARLY, path.stem).index(path.stem))
     last = [path for path in notebooks if path.stem in LAST and jobs > 1]
     with ThreadPoolExecutor(jobs) as pool:
         for path in notebooks:
             if jobs == 1 or path.stem in FIRST:
-                for future in started.values():
-                    future.result()
                 run(path)
             elif path not in last:
                 started[path.stem] = pool.submit(run, path, True)
