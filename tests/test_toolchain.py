@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import conftest
+import forked
 import run_notebooks
 from notebooks import ROOT, paths, write
 from packaging.requirements import Requirement
@@ -111,13 +112,14 @@ def run(tmp_path):
     return run
 
 
-STATE = """import json, multiprocessing, os, random, sys, numpy, torch
-import matplotlib
+STATE = """import json, os, random, sys, matplotlib, numpy, torch
 json.dump({"folder": os.getcwd(), "path": sys.path, "threads": torch.get_num_threads(), "main": __name__,
            "draws": [random.random(), float(numpy.random.rand()), float(torch.rand(()))], "pid": os.getpid(),
            "tinyr2": "tinyr2" in sys.modules, "pyplot": "matplotlib.pyplot" in sys.modules,
            "backend": matplotlib.rcParams["backend"], "figures": os.environ["TINYR2_FIGURES"],
-           "group": os.getpgrp()}, open("state.json", "w"))"""
+           "group": os.getpgrp()}, open("state.json", "w"))
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, is_in_notebook
+assert is_in_notebook() and DEFAULT_PROGRESS_CALLBACK.__name__ == "NotebookProgressCallback" """
 
 
 def test_a_forked_kernel_is_as_fresh_as_any(run, tmp_path):
@@ -146,3 +148,9 @@ def test_a_notebook_that_fails_hangs_or_dies_says_where(run, tmp_path):
             time.sleep(0.2)
     assert not psutil.pid_exists(pid), "the kernel outlived its papermill"
     assert "died" in run(note + "os._exit(3)")
+    start = time.monotonic()
+    path = tmp_path / "nb" / "one.ipynb"
+    path.write_text("no notebook")
+    code, said = forked.execute(path, tmp_path / "copy.ipynb", {}, run_notebooks.environment(None), 60)
+    assert code == 1 and "JSON" in said and time.monotonic() - start < 30
+    assert run("print(1)") == ""  # the server goes on

@@ -159,7 +159,8 @@ def describe(change: dict) -> str:
 # %% ../nbs/11_evaluation.ipynb #1ab6be21
 def _batch_divergence(models, sampled: Rollout, temperature: float) -> float:
     """Summed KL between two models over the tokens of a rollout."""
-    mask, rows = sampled.completion_mask, torch.arange(len(sampled.completions))
+    mask = sampled.completion_mask
+    rows = torch.arange(len(mask), device=mask.device)
     ours, theirs = (completion_states(model, sampled, rows)[:, : mask.shape[1]][mask] for model in models)
     head, other = (model.get_output_embeddings().weight for model in models)
     ids = sampled.completion_ids[mask]

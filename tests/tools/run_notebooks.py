@@ -106,14 +106,17 @@ def run_all(notebooks: list[Path], out: Path, parameters: dict[str, dict], figur
     if jobs > 1:
         notebooks = sorted(notebooks, key=lambda path: (*FIRST, *EARLY, path.stem).index(path.stem))
     last = [path for path in notebooks if path.stem in LAST and jobs > 1]
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         for path in notebooks:
             if jobs == 1 or path.stem in FIRST:
                 run(path)
             elif path not in last:
                 started[path.stem] = pool.submit(run, path, True)
-    for future in started.values():
-        future.result()
+        for future in started.values():
+            future.result()
+    finally:  # after Ctrl-C nothing more is begun
+        pool.shutdown(cancel_futures=True)
     for path in last:
         run(path)
     return failed
