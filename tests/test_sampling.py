@@ -1,4 +1,5 @@
 """The static decoder and `transformers` agree on models that the notebooks do not use."""
+import copy
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -9,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tinyr2 import decoder as decoder_module, sampling
-from tinyr2.data import left_pad
-from tinyr2.decoder import Decoder, FixedCache, ForkedCache, SharedCache, kernels, unsupported
+from tinyr2.data import format_prompt, left_pad, stop_token_ids
+from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels, unsupported
+from tinyr2.gpu import RecordedLoop, recorded_loop
 from tinyr2.sampling import draw, inverse_cdf, rollout, sample_many
 from tinyr2.tiny import tiny_tokenizer, tiny_tasks
 
@@ -174,16 +176,54 @@ def test_compiled_draws_follow_the_distribution(dtype):
     assert (tokens != plain).sum() <= 5  # draws within rounding of a boundary
 
 
-def test_fixed_shapes_sample_the_same(model, tokenizer, monkeypatch, caplog):
-    """What runs on a GPU, run on the CPU; and where nothing can be recorded, operators run one by one."""
-    options = {"num_generations": 2, "max_completion_length": 20, "temperature": 1.0, "backend": "plain"}
-    plain = rollout(model, tokenizer, prompts(5), max_rows=6, **options)
-    monkeypatch.setattr(decoder_module, "ForkedCache", FixedCache)
-    fixed = rollout(model, tokenizer, prompts(5), max_rows=6, **options)
-    assert fixed.completions == plain.completions
-    assert torch.allclose(fixed.logprobs, plain.logprobs, atol=1e-4)
-    if not torch.cuda.is_available():
-        assert decoder_module._recorded(prompts, torch.device("cuda:0")) is None and "no CUDA graph" in caplog.text
+def test_the_loop_for_a_gpu_samples_the_same(model, tokenizer):
+    """On a GPU as it is recorded, elsewhere by Triton's interpreter: same tokens, few rows at a time, new weights."""
+    options = {"num_generations": 2, "max_completion_length": 3, "temperature": 1.0}
+    texts = prompts(2)
+    encoded = [tokenizer(format_prompt(tokenizer, text), add_special_tokens=False)["input_ids"] for text in texts]
+    noise = sampling._noise([format_prompt(tokenizer, text) for text in texts], 2, 3, 0, 0).to(model.device)
+    stop_ids, pad_id = stop_token_ids(tokenizer), tokenizer.pad_token_id
+    for turn, rows in enumerate((None, 2)):
+        plain = rollout(model, tokenizer, texts, backend="plain", **options)
+        ids, scores = recorded_loop(model).sample(encoded, 2, noise, stop_ids, 1.0, pad_id, rows)
+        width = plain.completion_ids.shape[1]
+        assert torch.equal(ids[:, :width][plain.completion_mask], plain.completion_ids[plain.completion_mask])
+        assert torch.allclose(scores[:, :width] * plain.completion_mask, plain.logprobs, atol=1e-4)
+        if not turn:
+            model = copy.deepcopy(model)
+            with torch.no_grad():
+                model.lm_head.weight *= 1.5
+
+
+@torch.no_grad()
+def test_one_loop_for_rollouts_that_differ(tokenizer, monkeypatch):
+    """More samples and tokens than before, other temperatures and stop tokens, rows that leave, rows of nobody."""
+    monkeypatch.setattr(RecordedLoop, "advance", lambda self, n: self.step(min(self.room["rows"], -(-n // 4) * 4)))
+    shape = SHAPE | {"num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 1}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **shape)).eval()
+    decoder, loop = Decoder(model, compiled=False), recorded_loop(model)
+    encoded = [tokenizer(text)["input_ids"] for text in prompts(4)]
+    for count, length, rows, temperature, stops in ((3, 9, 4, 1.0, 40), (2, 3, None, 0.0, 1), (4, 11, 6, 2.0, 60)):
+        noise = torch.rand(2 * count, length, generator=torch.Generator().manual_seed(count))
+        options = (encoded[-count:], 2, noise, list(range(stops)), temperature, tokenizer.pad_token_id, rows, False)
+        for ours, plain in zip(loop.sample(*options), sampling._decode(decoder, *options)):
+            assert torch.allclose(ours.double(), plain.double(), atol=1e-4)
+    assert recorded_loop(model) is loop
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    assert recorded_loop(model) is not loop
+
+
+def test_the_loop_for_a_gpu_sees_what_is_no_number(tokenizer):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPE)).eval()
+    model.model.norm.weight.data[0] = torch.nan
+    _, scores = recorded_loop(model).sample([[3, 4]], 1, torch.rand(1, 2), [1], 1.0, tokenizer.pad_token_id)
+    assert scores[0, 0].isnan()
+
+
+def test_without_triton_a_line_says_so(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tinyr2.gpu", None)
+    assert sampling._recorded(SimpleNamespace(device=torch.device("cuda:0")), None) is None
+    assert "no Triton, operators one by one instead" in caplog.text
 
 
 def test_another_family_says_so(tokenizer, caplog):

@@ -249,6 +249,7 @@ class BenchArguments:
 
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
     prompts: int = field(default=8, metadata={"help": "Prompts of a rollout, of four samples each."})
+    steps: int = field(default=3, metadata={"help": "Steps of every side of `step`; the first is not counted."})
     rounds: int = field(default=5, metadata={"help": "Rounds; the median counts."})
     endless: int = field(default=100, metadata={"help": "Endless programs, for the seconds over the limit."})
     workers: int = field(default=2, metadata={"help": "Programs side by side."})
@@ -275,7 +276,7 @@ def bench_cli(argv: list[str] | None = None) -> dict | int:
             record("sandbox.soak.wrong", found["wrong"], n=args.count, command=command, **_flat(found))
     else:
         calls = {"rollout": lambda: bench_rollout(args.rounds, count=args.prompts),
-                 "step": lambda: bench_step(args.rounds),
+                 "step": lambda: bench_step(args.rounds, args.steps),
                  "packed": lambda: bench_packed(args.rounds, count=args.prompts),
                  "divergence": lambda: bench_divergence(args.positions, args.rounds),
                  "checkpoint": lambda: bench_checkpoint(args.rounds),
@@ -300,13 +301,17 @@ def _place() -> str:
 def _keep_rollout(found: dict, command: str, rounds: int) -> None:
     """Record rollouts against `generate` in the same type, and their share of the bound."""
     extra, place = {"n": rounds, "command": command}, _place()
-    for key, means in ((f"{place}rollout_vs_hf", found["means"]), (f"{place}tiny_rollout_vs_hf", found["tiny"])):
+    for key, part in (("rollout_vs_hf", "means"), ("tiny_rollout_vs_hf", "tiny")):
+        if not (means := found.get(part)):
+            continue
         rows = list(means.values())
         peer = rows[-3]  # generate in the same type
         ratio = rows[-1]["tokens_per_second"] / peer["tokens_per_second"]
-        record(key, ratio, means=means, greedy_equal=found["greedy_equal"], **extra)
-    record(f"{place}rollout_share_of_bound", found["share_of_bound"], range=found["share_range"], rates=found["rates"],
-           **extra)  # fmt: skip
+        record(f"{place}{key}", ratio, means=means, greedy_equal=found["greedy_equal"], **extra)
+    extra |= {"rates": found["rates"], **({"kernels": found["kernels"]} if "kernels" in found else {})}
+    record(f"{place}rollout_share_of_bound", found["share_of_bound"], range=found["share_range"], **extra)
+    if full := found.get("full"):
+        record(f"{place}rollout_share_full_batch", statistics.median(full), range=[min(full), max(full)], **extra)
 
 
 def _keep_step(found: dict, command: str, rounds: int) -> None:
@@ -317,7 +322,7 @@ def _keep_step(found: dict, command: str, rounds: int) -> None:
         place = _place().replace("speed", "memory")
         record(f"{place}step_vs_trl_{key}", row["memory_of_ours"], n=rounds, command=command)
 
-
+# %% ../nbs/11_speed.ipynb #765b5303
 def _keep_packed(found: dict, command: str, rounds: int) -> None:
     """Record seconds of padded reading over packed, and how far their log-probabilities lie apart."""
     row = found["packed"]

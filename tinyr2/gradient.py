@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.cache_utils import DynamicCache
 
+from .environment import steady_attention
 from .objective import PositionTerms, hidden_divergence, opd_loss
 from .sampling import BACKENDS, Rollout
 
@@ -62,7 +63,7 @@ class OPDConfig(_LossArguments):
     num_iterations: int = _setting(1, "Optimizer steps per rollout; above 1 with importance weights.")
     importance_cap: float = _setting(2.0, "Where importance weights are cut.")
     micro_batch_rows: int = _setting(64, "Completions per forward and backward pass, at most.")
-    micro_batch_tokens: int = _setting(1024, "Their tokens, padding included, at most.")
+    micro_batch_tokens: int | None = _setting(None, "Their tokens, padding included, at most (None: by device).")
     eval_num_generations: int = _setting(1, "Samples per task in evaluate(); 1 is greedy.")
     log_completions: bool = _setting(False, "Append every completion to completions.jsonl.")
     completions_table_steps: int = _setting(0, "Steps between printed tables of completions; 0 prints none.")
@@ -75,6 +76,8 @@ class OPDConfig(_LossArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.micro_batch_tokens is None:
+            self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 16384
         if faults := config_faults(self):
             raise ValueError("OPDConfig: " + "; ".join(faults))
 
@@ -234,6 +237,7 @@ def teacher_weights(rows: list[dict], count: int, weights: list[float] | None = 
 
 # %% ../nbs/08_gradient.ipynb #5a5c751a
 @torch.no_grad()
+@steady_attention()
 def completion_states(model: PreTrainedModel, batch: Rollout, rows: torch.Tensor, size: int = 64,
                       tokens: int = 1024) -> torch.Tensor:  # fmt: skip
     """Last hidden states `[N, T, d]` that predict the completions `rows`, in micro-batches; zeros elsewhere."""
@@ -321,6 +325,7 @@ def importance_weights(step: OPDStep, rows: torch.Tensor, logprobs: torch.Tensor
     return torch.where(old.isnan(), 0.0, logprobs - old).exp().clamp(max=cap)
 
 # %% ../nbs/08_gradient.ipynb #f80043a6
+@steady_attention()
 def accumulate_gradients(model: PreTrainedModel, step: OPDStep, args: OPDConfig) -> dict[str, float]:
     """Back-propagate `opd_loss` over (a part of) a step; adds to `.grad`, returns its share of the step's means."""
     batch, kept, body = step.batch, step.keep.nonzero().squeeze(1), model.get_decoder()

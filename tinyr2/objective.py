@@ -243,13 +243,13 @@ def _slopes(ctx, on_logprobs: torch.Tensor, on_divergence: torch.Tensor):
 def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor,
                       teachers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]] = (), *,
                       temperature: float = 1.0, beta: float = 1.0, sampled: bool = False,
-                      chunk: int = 2**19) -> PositionTerms:  # fmt: skip
+                      chunk: int | None = None) -> PositionTerms:  # fmt: skip
     """Loss terms at M positions from last hidden states `[M, d]`, head `[V, d]` and drawn ids `[M]`.
 
     Each of `teachers` is (hidden states `[M, d_i]`, head `[V, d_i]`, weight: a number or `[M]`), without gradient:
     widths may differ, the vocabulary may not. `sampled` estimates the reverse KL by the drawn token alone instead of
     summing over the vocabulary; its gradient is that of the log-probability, weighted by the log-ratio. At most
-    `chunk` logits of a model exist at a time. Raises ValueError.
+    `chunk` logits of a model exist at a time (default: 2**19 on a CPU, 2**25 elsewhere). Raises ValueError.
     """
     if len(ids) and not 0 <= ids.min() <= ids.max() < len(head):
         raise ValueError(f"ids: expected tokens below {len(head)}, got {int(ids.min())} to {int(ids.max())}")
@@ -263,6 +263,7 @@ def hidden_divergence(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tenso
     models = [(h.detach().to(dtype), w.detach()) for h, w in [(hidden, head), *[t[:2] for t in teachers]]]
     weights = [torch.as_tensor(w, dtype=_up(hidden).dtype, device=hidden.device).expand(len(ids)) for *_, w in teachers]
     weights = torch.stack(weights) if weights else _up(hidden).new_zeros(0, len(ids))
+    chunk = chunk or (2**19 if device == "cpu" else 2**25)
     pieces = _Pieces(models, ids, temperature, max(chunk // max(len(ids), 1), 1))
     with torch.autocast(device, enabled=False):
         return PositionTerms(*_Terms.apply(hidden, head, pieces, weights, beta, sampled))

@@ -317,6 +317,18 @@ def _vllm(model, tokenizer, encoded: list[list[int]], seeds: list[int], stop_ids
         logprobs[i, :n] = torch.tensor([at[token].logprob for at, token in zip(out.logprobs, out.token_ids)])
     return tokens.to(model.device), logprobs.to(model.device)
 
+# %% ../nbs/07_rollout.ipynb #5e1d0c8a
+def _recorded(model: PreTrainedModel, dtype: torch.dtype | None):
+    """On a GPU the loop that is recorded once and repeated; None elsewhere, and, with a line, without Triton."""
+    if model.device.type != "cuda":
+        return None
+    try:
+        from tinyr2.gpu import recorded_loop
+    except ImportError as error:
+        logger.warning("rollout: no Triton, operators one by one instead (%s)", error)
+        return None
+    return recorded_loop(model, dtype)
+
 # %% ../nbs/07_rollout.ipynb #28f7642d
 @torch.no_grad()
 def rollout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, backend="auto",
@@ -341,9 +353,11 @@ def rollout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
         seeds = [_named_seed(seed, step, *name) for name in _names(texts, num_generations)]
         drawn = _vllm(model, tokenizer, encoded, seeds, stop_ids, temperature, length)
     else:
-        decoder = Decoder(model, dtype, compiled=None if backend == "static" else False)
         noise = _noise(texts, num_generations, length, seed, step).to(ids.device)
-        drawn = _decode(decoder, encoded, num_generations, noise, stop_ids, temperature, pad_id, max_rows, progress)
+        options = (encoded, num_generations, noise, stop_ids, temperature, pad_id, max_rows, progress)
+        loop = _recorded(model, dtype) if backend == "static" else None
+        compiled = None if backend == "static" else False
+        drawn = loop.sample(*options) if loop else _decode(Decoder(model, dtype, compiled), *options)
     return _pack(tokenizer, texts, num_generations, ids, mask, *drawn, stop_ids)
 
 # %% ../nbs/07_rollout.ipynb #e4d17b9a
@@ -369,7 +383,8 @@ def _pack(tokenizer, texts, num_generations, ids, mask, tokens, logprobs, stop_i
     valid = completion_mask(tokens, stop_ids)
     width = int(valid.sum(1).max())
     tokens, valid, logprobs = tokens[:, :width], valid[:, :width], logprobs[:, :width]
-    completions = [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, valid)]
+    pairs = zip(tokens.cpu(), valid.cpu())
+    completions = [tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in pairs]
     return Rollout(texts, num_generations, ids, mask, tokens, valid, logprobs * valid, completions)
 
 # %% ../nbs/07_rollout.ipynb #2c5f1e5c

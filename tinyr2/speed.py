@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'in_turns', 'summary', 'bench_device', 'machine_rates', 'least_seconds', 'multiplied_weights',
-           'CountOperators', 'operator_seconds', 'means_of', 'predicted_seconds', 'bench_means', 'bench_rollout',
-           'run_side', 'in_new_process', 'bench_step', 'step_cost', 'processes_cost', 'read_packed', 'read_padded',
-           'completion_logprobs', 'bench_packed']
+           'CountOperators', 'operator_seconds', 'means_of', 'predicted_seconds', 'bench_means', 'operator_shares',
+           'bench_rollout', 'run_side', 'in_new_process', 'bench_step', 'step_cost', 'processes_cost',
+           'varlen_attention', 'read_packed', 'read_padded', 'completion_logprobs', 'bench_packed']
 
 # %% ../nbs/11_rollout_speed.ipynb #fc0e207f
 import copy
@@ -18,14 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
-from .data import format_prompt, load_tasks, stop_token_ids
-from .environment import attention_backend, load_model, load_tokenizer
+from .data import format_prompt, left_pad, load_tasks, stop_token_ids
+from .environment import load_model, load_tokenizer
 from .gradient import OPDConfig, OPDStep, accumulate_gradients, read_whole
 from .objective import PRESETS, token_logprobs
 from .reward import tests_reward
@@ -99,15 +104,18 @@ def multiplied_weights(model) -> int:
 
 # %% ../nbs/11_rollout_speed.ipynb #95548ce5
 class CountOperators(TorchDispatchMode):
-    """Counts the operators that PyTorch runs."""
+    """Counts the operators that PyTorch runs, and their seconds on a CPU by name."""
 
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.count, self.seconds = 0, defaultdict(float)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        start = time.perf_counter()
+        found = function(*args, **(kwargs or {}))
+        self.seconds[str(function)] += time.perf_counter() - start
         self.count += 1
-        return function(*args, **(kwargs or {}))
+        return found
 
 
 def operator_seconds(repeats: int = 2000) -> float:
@@ -168,15 +176,51 @@ def bench_means(model, tokenizer, prompts: list[str], rounds: int = 5, dtype: to
         row["predicted"] = predicted_seconds(models[means[name][1]], tokenizer, prompts, means[name], rates, **options)
     return found
 
+# %% ../nbs/11_rollout_speed.ipynb #41b80da2
+def operator_shares(call: Callable[[], object], most: int = 8) -> dict[str, float]:
+    """Shares of the time of `call` by kernel on a GPU, by PyTorch's operator without one; the largest `most`."""
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA]) if gpu else CountOperators() as found:
+        call()
+        if gpu:
+            torch.cuda.synchronize()
+    times = {row.key[:60]: row.self_device_time_total for row in found.key_averages()} if gpu else found.seconds
+    return {name: times[name] / sum(times.values()) for name in sorted(times, key=times.get, reverse=True)[:most]}
+
+# %% ../nbs/11_rollout_speed.ipynb #41b80da4
+def _bench_tiny(rounds: int = 5) -> dict[str, dict]:
+    """`bench_means` of the tiny world's student, 8 prompts x 4 samples of 64 tokens, in float32."""
+    world = tiny_world()
+    prompts = [task["prompt"] for task in world.tasks["test"][:8]]
+    options = {"num_generations": 4, "temperature": 1.0, "max_completion_length": 64}
+    return bench_means(world.student, world.tokenizer, prompts, rounds, torch.float32, **options)
+
+
+def _full_shares(model, tokenizer, prompts: list[str], rates: dict, rounds: int, length: int = 96) -> list[float]:
+    """Shares of the bound of rollouts in which no row ends before `length` tokens, so that all rows stay; on a GPU."""
+    from tinyr2.gpu import recorded_loop
+
+    encoded = [tokenizer(format_prompt(tokenizer, p), add_special_tokens=False)["input_ids"] for p in prompts]
+    ids, mask = (x.to(model.device) for x in left_pad(encoded, tokenizer.pad_token_id))
+    noise, found = torch.rand(4 * len(prompts), length, device=model.device), []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        loop = recorded_loop(model, torch.bfloat16)
+        out, scores = loop.sample(encoded, 4, noise, [], 0.7, tokenizer.pad_token_id)
+        found.append(time.perf_counter() - start)
+    batch = Rollout(prompts, 4, ids, mask, out, torch.ones_like(out, dtype=torch.bool), scores, [])
+    least = least_seconds(batch, model.config, multiplied_weights(model), rates)
+    return [least / seconds for seconds in found[1:]]
+
 # %% ../nbs/11_rollout_speed.ipynb #f30764be
 def bench_rollout(rounds: int = 5, model: str = "smollm2-135m", tokens: int = 96, greedy: int = 32,
                   count: int = 8) -> dict:  # fmt: skip
     """Rollouts of `count` prompts x 4 samples against `generate`, the share of the bound, and greedy equality.
 
-    `greedy` tokens of every prompt are compared with `generate` in float32. On a GPU if there is one; the tiny world
-    is measured beside it on the CPU.
+    `greedy` tokens of every prompt are compared with `generate` in float32. On a GPU if there is one; else the tiny
+    world is measured beside it.
     """
-    world, student, tokenizer = tiny_world(), load_model(model, device=bench_device()), load_tokenizer(model)
+    student, tokenizer = load_model(model, device=bench_device()), load_tokenizer(model)
     prompts = [task["prompt"] for task in (load_tasks("test") + load_tasks("train"))[:count]]
     options = {"num_generations": 4, "temperature": 0.7, "max_completion_length": tokens}
     one = {"num_generations": 1, "temperature": 0.0, "max_completion_length": greedy}
@@ -188,10 +232,12 @@ def bench_rollout(rounds: int = 5, model: str = "smollm2-135m", tokens: int = 96
         batch = rollout(student, tokenizer, prompts, dtype=torch.bfloat16, step=turn, **options)
         seconds = time.perf_counter() - start
         shares.append(least_seconds(batch, student.config, multiplied_weights(student), rates) / seconds)
-    tiny = bench_means(world.student, world.tokenizer, [task["prompt"] for task in world.tasks["test"][:8]], rounds,
-                       torch.float32, num_generations=4, temperature=1.0, max_completion_length=64)  # fmt: skip
-    return {"means": means, "share_of_bound": statistics.median(shares), "share_range": [min(shares), max(shares)],
-            "rates": rates, "greedy_equal": same[0] == same[1], "tiny": tiny}  # fmt: skip
+    found = {"means": means, "share_of_bound": statistics.median(shares), "share_range": [min(shares), max(shares)],
+             "rates": rates, "greedy_equal": same[0] == same[1]}  # fmt: skip
+    if student.device.type == "cpu":
+        return found | {"tiny": _bench_tiny(rounds)}
+    call = partial(rollout, student, tokenizer, prompts, dtype=torch.bfloat16, **options)
+    return found | {"kernels": operator_shares(call), "full": _full_shares(student, tokenizer, prompts, rates, rounds)}
 
 # %% ../nbs/11_rollout_speed.ipynb #5d926489
 class _Clock(TrainerCallback):
@@ -342,14 +388,41 @@ def processes_cost(processes: int, rows: int = 16) -> dict[str, float]:
     found = [json.loads(text.splitlines()[-1]) for text in printed]
     return {part: max(row[part] for row in found) for part in found[0]}
 
+# %% ../nbs/11_rollout_speed.ipynb #7d0c52a7
+def varlen_attention(module, query, key, value, attention_mask, scaling: float | None = None, *, cu_seq_lens_q,
+                     max_length_q: int, **kwargs) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Causal attention of texts one behind the other, query `[1, H, L, h]`; `cu_seq_lens_q` is where each begins.
+
+    PyTorch's own flash kernel on a GPU, one text after the other on a CPU. For `attn_implementation="varlen"`.
+    """
+    query, key, value = (x[0] for x in (query, *_repeated(key, value, query.shape[1])))
+    if query.is_cuda:
+        rows = (x.transpose(0, 1).contiguous() for x in (query, key, value))
+        ends = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        return varlen_attn(*rows, *ends, scale=scaling, window_size=(-1, 0))[None], None
+    sizes = cu_seq_lens_q.diff().tolist()
+    texts = zip(*(x.split(sizes, 1) for x in (query, key, value)))
+    found = [F.scaled_dot_product_attention(*text, is_causal=True, scale=scaling) for text in texts]
+    return torch.cat(found, 1).transpose(0, 1)[None], None
+
+
+def _repeated(key: torch.Tensor, value: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+
+
+AttentionInterface.register("varlen", varlen_attention)
+
 # %% ../nbs/11_rollout_speed.ipynb #7d0c52a1
 def read_packed(body, batch: Rollout) -> torch.Tensor:
     """Hidden states `[N, T, d]` that predict the completions, all texts in one row without padding."""
     owner = torch.arange(len(batch.completion_ids), device=batch.prompt_ids.device) // batch.num_generations
     ids = torch.cat([batch.prompt_ids[owner], batch.completion_ids], 1)
     mask = torch.cat([batch.prompt_mask[owner].bool(), batch.completion_mask], 1)
-    positions = (mask.cumsum(1) - 1)[mask][None]
-    found = body(ids[mask][None], position_ids=positions, use_cache=False).last_hidden_state[0]
+    positions, lengths = (mask.cumsum(1) - 1)[mask][None], mask.sum(1)
+    starts = F.pad(lengths.cumsum(0), (1, 0)).int()  # by transformers' names for flash-attention
+    where = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    where |= {"max_length_q": int(lengths.max()), "max_length_k": int(lengths.max())}
+    found = body(ids[mask][None], position_ids=positions, use_cache=False, **where).last_hidden_state[0]
     states = found.new_zeros(*ids.shape, found.shape[-1])
     states[mask] = found
     return states[:, -batch.completion_ids.shape[1] - 1 : -1]
@@ -370,7 +443,7 @@ def completion_logprobs(model, read: Callable, batch: Rollout) -> torch.Tensor:
 
 # %% ../nbs/11_rollout_speed.ipynb #7d0c52a3
 def bench_packed(rounds: int = 5, model: str = "smollm2-135m", count: int = 8) -> dict:
-    """Reading `count` prompts x 4 completions, padded (SDPA) and packed (flash-attention if there), in bfloat16.
+    """Reading `count` prompts x 4 completions, padded (SDPA) and packed (varlen), in bfloat16.
 
     Seconds of both in turns; the largest difference of a token's log-probability, and what rounding to bfloat16 alone
     does to one.
@@ -378,7 +451,7 @@ def bench_packed(rounds: int = 5, model: str = "smollm2-135m", count: int = 8) -
     device, tokenizer = bench_device(), load_tokenizer(model)
     exact = load_model(model, device=device)
     models = {"padded": copy.deepcopy(exact).bfloat16(),
-              "packed": load_model(model, torch.bfloat16, device, attention_backend(device))}  # fmt: skip
+              "packed": load_model(model, torch.bfloat16, device, "varlen")}  # fmt: skip
     prompts = [task["prompt"] for task in (load_tasks("test") + load_tasks("train"))[:count]]
     batch = rollout(exact, tokenizer, prompts, num_generations=4, temperature=0.7, max_completion_length=96)
     reads, found = {"padded": read_padded, "packed": read_packed}, {}

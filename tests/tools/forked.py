@@ -23,6 +23,7 @@ from pathlib import Path
 LIBRARIES = ["torch", "transformers", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "trl",
              "trl.trainer.utils", "datasets", "matplotlib.figure", "pandas", "fastcore.test", "papermill", "nbclient",
              "ipykernel.ipkernel", "ipykernel.kernelapp"]  # not pyplot: it would choose how figures are shown
+os.environ.setdefault("TRITON_INTERPRET", "1")  # never beside a GPU; Triton comes with transformers
 _mine = threading.local()  # a server for every thread that asks for notebooks
 
 

@@ -19,12 +19,16 @@ LABELS = {
            "quick.smol.pass@1": "SmolLM2-135M, short run: pass@1, {n} held-out tasks",
            "humaneval": "SmolLM2-135M, recorded runs, {seeds} seeds: HumanEval, greedy, {n} tasks",
            "smol.pass@1": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@1, {n} held-out tasks",
-           "smol.pass@8": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@8, {n} held-out tasks"},
+           "smol.pass@8": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@8, {n} held-out tasks",
+           "speed.gpu.run200.pass@1": "SmolLM2-135M, 200 steps on an H100: pass@1, {n} held-out tasks",
+           "speed.gpu.run200.pass@8": "SmolLM2-135M, 200 steps on an H100: pass@8, {n} held-out tasks"},
     "zh": {"tiny.greedy": "tiny 世界：64 个未见组合上的贪心通过率，{seeds} 个种子的均值",
            "quick.smol.pass@1": "SmolLM2-135M 短训练：pass@1，{n} 个留出任务",
            "humaneval": "SmolLM2-135M 正式训练，{seeds} 个种子：HumanEval 贪心，{n} 题",
            "smol.pass@1": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@1，{n} 个留出任务",
-           "smol.pass@8": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@8，{n} 个留出任务"}}
+           "smol.pass@8": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@8，{n} 个留出任务",
+           "speed.gpu.run200.pass@1": "SmolLM2-135M，H100 上 200 步：pass@1，{n} 个留出任务",
+           "speed.gpu.run200.pass@8": "SmolLM2-135M，H100 上 200 步：pass@8，{n} 个留出任务"}}
 
 
 MEASURES = {
@@ -46,11 +50,14 @@ MEASURES = {
            "speed.step_vs_trl_distillation": "a step of `DistillationTrainer`, best of 4, over ours: seconds",
            "memory.step_vs_trl_grpo": "highest memory of our process over `GRPOTrainer`'s",
            "memory.step_vs_trl_distillation": "highest memory of our process over `DistillationTrainer`'s, best of 4",
-           "speed.gpu.rollout_vs_hf": "on a GPU, 64 prompts x 4: rollout, tokens a second over `generate`'s",
-           "speed.gpu.rollout_share_of_bound": "on a GPU: share of what its memory and matrix rates allow",
-           "speed.gpu.step_vs_trl_grpo": "on a GPU: a step of `GRPOTrainer` over ours, seconds",
-           "speed.gpu.packed_vs_padded": "on a GPU: reading 256 completions padded over packed (flash varlen), seconds",
-           "speed.gpu.run200.train_seconds": "on a GPU: seconds of 200 steps of SmolLM2",
+           "speed.gpu.rollout_vs_hf": "on an H100, 64 prompts x 4, bfloat16: tokens a second over `generate`'s "
+                                      "(median of {n})",
+           "speed.gpu.rollout_share_of_bound": "the same: share of what its memory and matrix rates allow",
+           "speed.gpu.rollout_share_full_batch": "the same, while all 256 rows go on",
+           "speed.gpu.step_vs_trl_grpo": "on an H100: a step of `GRPOTrainer` over ours, seconds (median of {n})",
+           "speed.gpu.step_vs_trl_distillation": "on a GPU: a step of `DistillationTrainer`, best of 4, over ours",
+           "speed.gpu.packed_vs_padded": "on an H100: reading 256 completions padded over packed (varlen), seconds",
+           "speed.gpu.run200.train_seconds": "on an H100: seconds of 200 steps of SmolLM2",
            "data.big_file.peak_mb": "a file of 1 GB, indexed and read: highest memory, MB",
            "diagnostics.faults_named": "injected faults that the diagnosis names, of {n}",
            "diagnostics.false_alarms": "alarms in {n} healthy runs",
@@ -80,11 +87,14 @@ MEASURES = {
            "speed.step_vs_trl_distillation": "`DistillationTrainer`（四选一）一步的秒数与本项目之比",
            "memory.step_vs_trl_grpo": "本项目进程的最高内存与 `GRPOTrainer` 之比",
            "memory.step_vs_trl_distillation": "本项目进程的最高内存与 `DistillationTrainer` 之比",
-           "speed.gpu.rollout_vs_hf": "GPU，64 个提示 x 4：采样每秒 token 数与 `generate` 之比",
-           "speed.gpu.rollout_share_of_bound": "GPU：占其内存与矩阵速率所允许速度的比例",
-           "speed.gpu.step_vs_trl_grpo": "GPU：`GRPOTrainer` 一步的秒数与本项目之比",
-           "speed.gpu.packed_vs_padded": "GPU：读入 256 个补全，填充方式与打包方式（flash varlen）的秒数之比",
-           "speed.gpu.run200.train_seconds": "GPU：SmolLM2 训练 200 步的秒数",
+           "speed.gpu.rollout_vs_hf": "H100，64 个提示 x 4，bfloat16：每秒 token 数与 `generate` 之比"
+                                      "（{n} 次的中位数）",
+           "speed.gpu.rollout_share_of_bound": "同上：占其内存与矩阵速率所允许速度的比例",
+           "speed.gpu.rollout_share_full_batch": "同上，256 行都未结束时",
+           "speed.gpu.step_vs_trl_grpo": "H100：`GRPOTrainer` 一步的秒数与本项目之比（{n} 次的中位数）",
+           "speed.gpu.step_vs_trl_distillation": "GPU：`DistillationTrainer`（四选一）一步的秒数与本项目之比",
+           "speed.gpu.packed_vs_padded": "H100：读入 256 个补全，填充方式与打包方式（varlen）的秒数之比",
+           "speed.gpu.run200.train_seconds": "H100：SmolLM2 训练 200 步的秒数",
            "data.big_file.peak_mb": "1 GB 文件建索引并读完：最高内存，MB",
            "diagnostics.faults_named": "{n} 个注入的故障中被正确命名的数目",
            "diagnostics.false_alarms": "{n} 次健康运行中的误报数",
@@ -97,12 +107,7 @@ MEASURES = {
            "bench.divergence.memory_ratio": "同上：直接计算与本实现的内存之比，不计梯度本身"}}
 
 
-NOT_YET = {"speed.gpu.rollout_vs_hf": "tinyr2-bench rollout --prompts 64 --record true",
-           "speed.gpu.rollout_share_of_bound": "tinyr2-bench rollout --prompts 64 --record true",
-           "speed.gpu.step_vs_trl_grpo": "tinyr2-bench step --rounds 3 --record true",
-           "speed.gpu.packed_vs_padded": "tinyr2-bench packed --prompts 64 --record true",
-           "speed.gpu.run200.train_seconds": "tinyr2-train --max_steps 200 --bf16 true --record_as speed.gpu.run200 "
-                                             "--output_dir runs/gpu"}  # and what would measure it
+NOT_YET = {"speed.gpu.step_vs_trl_distillation": "tinyr2-bench step --rounds 1 --steps 6 --record true"}
 MISSING = {"en": "not measured yet", "zh": "尚未测量"}
 
 
