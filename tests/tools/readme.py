@@ -20,15 +20,15 @@ LABELS = {
            "humaneval": "SmolLM2-135M, recorded runs, {seeds} seeds: HumanEval, greedy, {n} tasks",
            "smol.pass@1": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@1, {n} held-out tasks",
            "smol.pass@8": "SmolLM2-135M, recorded runs, {seeds} seeds: pass@8, {n} held-out tasks",
-           "speed.gpu.run200.pass@1": "SmolLM2-135M, 200 steps on an H100: pass@1, {n} held-out tasks",
-           "speed.gpu.run200.pass@8": "SmolLM2-135M, 200 steps on an H100: pass@8, {n} held-out tasks"},
+           "speed.gpu.run200.pass@1": "SmolLM2-135M, 200 steps on an H100, one seed: pass@1, {n} held-out tasks",
+           "speed.gpu.run200.pass@8": "SmolLM2-135M, 200 steps on an H100, one seed: pass@8, {n} held-out tasks"},
     "zh": {"tiny.greedy": "tiny 世界：64 个未见组合上的贪心通过率，{seeds} 个种子的均值",
            "quick.smol.pass@1": "SmolLM2-135M 短训练：pass@1，{n} 个留出任务",
            "humaneval": "SmolLM2-135M 正式训练，{seeds} 个种子：HumanEval 贪心，{n} 题",
            "smol.pass@1": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@1，{n} 个留出任务",
            "smol.pass@8": "SmolLM2-135M 正式训练，{seeds} 个种子：pass@8，{n} 个留出任务",
-           "speed.gpu.run200.pass@1": "SmolLM2-135M，H100 上 200 步：pass@1，{n} 个留出任务",
-           "speed.gpu.run200.pass@8": "SmolLM2-135M，H100 上 200 步：pass@8，{n} 个留出任务"}}
+           "speed.gpu.run200.pass@1": "SmolLM2-135M，H100 上 200 步，一个种子：pass@1，{n} 个留出任务",
+           "speed.gpu.run200.pass@8": "SmolLM2-135M，H100 上 200 步，一个种子：pass@8，{n} 个留出任务"}}
 
 
 MEASURES = {
