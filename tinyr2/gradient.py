@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPDConfig', 'config_faults', 'read_prompts', 'read_completions', 'read_whole', 'shares_prompt', 'micro_batches',
            'distinct', 'teacher_weights', 'completion_states', 'as_teacher', 'teacher_states', 'OPDStep',
-           'importance_weights', 'accumulate_gradients']
+           'importance_weights', 'forget_prompts', 'backward_prompts', 'accumulate_gradients']
 
 # %% ../nbs/08_gradient.ipynb #e78bf10b
 import contextlib
@@ -63,7 +63,7 @@ class OPDConfig(_LossArguments):
     num_iterations: int = _setting(1, "Optimizer steps per rollout; above 1 with importance weights.")
     importance_cap: float = _setting(2.0, "Where importance weights are cut.")
     micro_batch_rows: int = _setting(64, "Completions per forward and backward pass, at most.")
-    micro_batch_tokens: int | None = _setting(None, "Their tokens, padding included, at most (None: by device).")
+    micro_batch_tokens: int | None = _setting(None, "Tokens in one such pass, at most (None: by device).")
     eval_num_generations: int = _setting(1, "Samples per task in evaluate(); 1 is greedy.")
     log_completions: bool = _setting(False, "Append every completion to completions.jsonl.")
     completions_table_steps: int = _setting(0, "Steps between printed tables of completions; 0 prints none.")
@@ -324,6 +324,22 @@ def importance_weights(step: OPDStep, rows: torch.Tensor, logprobs: torch.Tensor
     step.sampled_logprobs[rows] = torch.where(old.isnan(), logprobs, old)
     return torch.where(old.isnan(), 0.0, logprobs - old).exp().clamp(max=cap)
 
+# %% ../nbs/08_gradient.ipynb #5e0c71d3
+def forget_prompts(body, batch: Rollout, tokens: int) -> list[list[torch.Tensor]]:
+    """`read_prompts` of at most `tokens` tokens (or one prompt) at a time; each part is read again for its gradient."""
+    size = max(1, tokens // batch.prompt_ids.shape[1])
+    parts = torch.arange(len(batch.prompts), device=batch.prompt_ids.device).split(size)
+    return [checkpoint(read_prompts, body, batch.pick(part), use_reentrant=False) for part in parts]
+
+
+def backward_prompts(parts: list[list[torch.Tensor]], leaves: list[torch.Tensor]) -> None:
+    """Send the gradients of `leaves`, the parts' tensors one behind the other, through the parts, one at a time."""
+    gradients = [() if leaf.grad is None else leaf.grad.split([len(part[0]) for part in parts]) for leaf in leaves]
+    for i, part in enumerate(parts):
+        used = [(t, gradient[i]) for t, gradient in zip(part, gradients) if gradient and t.requires_grad]
+        if used:
+            torch.autograd.backward(*zip(*used))
+
 # %% ../nbs/08_gradient.ipynb #f80043a6
 @steady_attention()
 def accumulate_gradients(model: PreTrainedModel, step: OPDStep, args: OPDConfig) -> dict[str, float]:
@@ -334,8 +350,8 @@ def accumulate_gradients(model: PreTrainedModel, step: OPDStep, args: OPDConfig)
     cast = torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16)
     if len(kept) and shares_prompt(model, batch):
         with cast:
-            prefix = checkpoint(read_prompts, body, batch, use_reentrant=False)  # computed again for its gradient
-        leaves = [t.detach().requires_grad_() for t in prefix]
+            prefix = forget_prompts(body, batch, args.micro_batch_tokens)
+        leaves = [torch.cat(parts).detach().requires_grad_() for parts in zip(*prefix)]
     routes = step.teacher_weights.repeat_interleave(batch.num_generations, 0)
     first, place = distinct(batch, kept)
     groups = routes.argmax(1)[first] if routes.shape[1] > 1 else None
@@ -350,9 +366,7 @@ def accumulate_gradients(model: PreTrainedModel, step: OPDStep, args: OPDConfig)
         sums["kl"] += terms.divergence.sum().item() / step.tokens
         sums["entropy"] += terms.entropy.sum().item() / step.tokens
         sums["importance"] += weights.sum().item() / step.sequences
-    used = [(t, leaf.grad) for t, leaf in zip(prefix, leaves) if leaf.grad is not None and t.requires_grad]
-    if used:
-        torch.autograd.backward(*zip(*used))
+    backward_prompts(prefix, leaves)
     return dict(sums)
 
 # %% ../nbs/08_gradient.ipynb #197d4855
