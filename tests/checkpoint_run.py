@@ -4,6 +4,7 @@ Imported by a fork server, so that each of many runs starts with everything load
 """
 import collections
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -228,3 +229,6 @@ def outcome(folder) -> dict:
     found["completions"] = (folder / "completions.jsonl").read_bytes()
     found["folders"] = sorted(path.name for path in folder.iterdir() if path.name[:11] not in (".lock", "completions"))
     return collections.OrderedDict(sorted(found.items()))
+
+
+gc.freeze()  # collections in forked runs need not look through what is loaded, nor copy it

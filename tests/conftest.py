@@ -1,4 +1,5 @@
 """Two processes share the tests (`pytest -n 2`), one thread each."""
+import gc
 import os
 import re
 
@@ -8,7 +9,7 @@ if not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))):  # Triton reads
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-CHAINED = ("08_opd_loop", "11_evaluation")  # the second reads what the first has trained
+CHAINED = ("08_opd_loop", "11_evaluation", "11_prompts")  # the others read what the first has trained
 
 
 def group(nodeid: str) -> str:
@@ -26,3 +27,9 @@ def pytest_xdist_make_scheduler(config, log):
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = group
     return scheduler
+
+
+def pytest_collection_finish(session):
+    """Everything is imported now; later collections need not look through it, nor forked processes copy it."""
+    gc.collect()
+    gc.freeze()

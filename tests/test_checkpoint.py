@@ -103,12 +103,17 @@ def test_every_saved_item_is_needed(fork, whole, cut, tmp_path, item):
     assert fork(folder, resume=True, forgotten=item) != 0 or same(folder, whole[0])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    checkpoint_run.make(folder).train()
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path):
-    """A trainer that has saved at steps 3 and 6, of 8."""
-    trainer = checkpoint_run.make(tmp_path)
-    trainer.train()
-    return tmp_path
+def saved(finished, tmp_path):
+    """The folder of a run of 8 steps, saved at 3 and 6 and at its end."""
+    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
 
 
 def test_single_bits_are_found(saved):

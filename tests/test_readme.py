@@ -70,6 +70,7 @@ def test_the_commands(folder):
         json.loads(output.splitlines()[-1])
 
 
+@pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
 def test_a_command_taken_up_again(folder):
     words = shlex.split("--model my/student --tasks my_tasks.jsonl --max_steps 1 --use_cpu true --eval_tasks none "
                         "--max_completion_length 8 --save_strategy steps --save_steps 1 --output_dir runs/first")

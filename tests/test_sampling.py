@@ -21,6 +21,11 @@ SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "nu
          "pad_token_id": 1}
 
 
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_tokenizer()

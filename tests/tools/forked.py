@@ -6,6 +6,7 @@ from it, with seeds, threads, folder and environment as a fresh kernel would hav
 """
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import multiprocessing
@@ -122,6 +123,8 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever else is printed
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # collections in forked processes need not look through, and so copy, what the libraries made
     while line := sys.stdin.readline():
         request, timeout = json.loads(line)
         process = multiprocessing.get_context("fork").Process(
