@@ -56,12 +56,19 @@ def test_gradient_is_that_of_a_plain_forward(world, family, tmp_path):
              batch.completion_mask).backward()
     expected = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    args, every, ones = OPDConfig(str(tmp_path), temperature=0.7), torch.ones(6, dtype=torch.bool), torch.ones(3, 1)
-    guides = teacher_states([teacher], model, batch, ones, every, args)
-    accumulate_gradients(model, OPDStep(batch, advantages, every, torch.full((6,), 0.2), ones, guides, 0.7), args)
-    for want, parameter in zip(expected, model.parameters()):
-        assert (want is None) == (parameter.grad is None)
-        assert want is None or (want - parameter.grad).abs().max() < 1e-4 * want.abs().max() + 1e-7
+    every, ones, kept = torch.ones(6, dtype=torch.bool), torch.ones(3, 1), None
+    for again in (False, True):  # two micro-batches; the second time layers are computed again, to the same bits
+        args = OPDConfig(str(tmp_path), temperature=0.7, micro_batch_rows=4, recompute=again)
+        guides = teacher_states([teacher], model, batch, ones, every, args)
+        model.zero_grad()
+        accumulate_gradients(model, OPDStep(batch, advantages, every, torch.full((6,), 0.2), ones, guides, 0.7), args)
+        for want, parameter in zip(expected, model.parameters()):
+            assert (want is None) == (parameter.grad is None)
+            assert want is None or (want - parameter.grad).abs().max() < 1e-4 * want.abs().max() + 1e-7
+        found = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        kept = found if kept is None else kept
+        assert all(a is b or torch.equal(a, b) for a, b in zip(kept, found))
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

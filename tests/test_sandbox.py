@@ -471,6 +471,13 @@ def test_calls_that_do_not_compile(box, tests):
     assert right(box, repr(tests)[:99])
 
 
+def test_servers_are_no_part_of_our_process_group(box):
+    """Ctrl-C goes to a whole group, and Jupyter kills a kernel whose group has not ended after two seconds."""
+    box.run([("def f(x):\n    return x", [{"call": "f(1)", "returns": "1"}])])
+    servers = [worker.server.pid for worker in box.workers if worker.server]
+    assert servers and all(os.getpgid(pid) == pid for pid in servers)
+
+
 def test_same_program_twice_in_a_batch_and_again(box):
     job = (BENIGN, [ROW, {"call": "f(2)", "returns": "2"}])
     first = box.run([job, job])

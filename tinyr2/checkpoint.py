@@ -33,7 +33,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from . import trainer as _trainer
-from .gradient import OPDConfig, OPDStep
+from .gradient import OPDConfig, OPDStep, give_back
 from .sampling import Rollout
 
 # %% ../nbs/09_checkpointing.ipynb #7eb882a9
@@ -194,7 +194,7 @@ def restore_part(state: dict, heads: list[torch.Tensor], device: torch.device) -
 
 # %% ../nbs/09_checkpointing.ipynb #1a505305
 _FREE = {"output_dir", "log_completions", "completions_table_steps", "eval_num_generations", "save_strategy",
-         "logging_steps", "remove_unused_columns", "ignore_changes"}  # fmt: skip
+         "logging_steps", "remove_unused_columns", "ignore_changes", "recompute"}  # fmt: skip
 _HELD = ("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1",
          "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_accumulation_steps", "seed", "bf16",
          "world_size", "lr_scheduler_kwargs", "optim_args", "dataloader_drop_last", "neftune_noise_alpha")  # fmt: skip
@@ -244,6 +244,7 @@ def identity(trainer) -> dict[str, str]:
         if teacher is trainer.model:  # LoRA: the student's start is its frozen part
             teacher = {name: p for name, p in teacher.named_parameters() if not p.requires_grad}
         found[f"teacher {i}"] = fingerprint(teacher)
+    give_back(trainer.teachers)  # all their weights were read
     for i, reward in enumerate(trainer.reward_funcs):
         found[f"reward {i}"] = f"{getattr(reward, '__name__', type(reward).__name__)} {fingerprint(reward)}"
     return found

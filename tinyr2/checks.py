@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REMEDIES', 'FATAL', 'Check', 'Report', 'reward_modules', 'undisturbed', 'encoded', 'check_tokens', 'check_collator',
-           'memory_estimate', 'memory_there', 'check_memory', 'reading_loss', 'is_fresh', 'check_reading',
-           'check_sandbox']
+           'activation_bytes', 'memory_estimate', 'memory_there', 'check_memory', 'reading_loss', 'is_fresh',
+           'check_reading', 'check_sandbox']
 
 # %% ../nbs/10_checks.ipynb #46a88444
 import contextlib
@@ -21,6 +21,7 @@ import torch
 
 from .checkpoint import random_state, set_random_state
 from .data import encode_completion, encode_prompt, format_prompt
+from .gradient import computes_again
 from .reward import shared_sandbox, tests_reward
 from .sandbox import SandboxError
 
@@ -176,6 +177,20 @@ def check_collator(collator, features: list[dict]) -> Check:
             faults.append(f"row {i}: labels are not the completion's tokens in their places")
     return Check("collator", not faults, "; ".join(faults[:2]) or f"{len(features)} rows are themselves")
 
+# %% ../nbs/10_checks.ipynb #7a90c1d2
+def activation_bytes(model, args, prompt_length: int) -> int:
+    """About the bytes that are kept for the gradient of one micro-batch and of the prompts."""
+    c, size = model.config, 2 if args.bf16 else 4
+    ffn = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+    kept = (8 * c.hidden_size + 4 * ffn) * size  # of a token in a layer
+    own, limit = args.max_completion_length, args.micro_batch_tokens
+    prompts = args.per_device_train_batch_size * args.gradient_accumulation_steps * prompt_length
+    once, part = min(args.micro_batch_rows * own, max(limit, own)), min(prompts, max(limit, prompt_length))
+    if computes_again(model, args):  # the inputs of all layers, and one layer
+        return 4 * c.num_hidden_layers * c.hidden_size * (once + prompts) + kept * max(once, part)
+    return c.num_hidden_layers * kept * max(once, part)
+
+
 # %% ../nbs/10_checks.ipynb #6316c3ca
 def _bytes(model: torch.nn.Module, learned: bool = False) -> int:
     """Of the parameters, or of those that are trained."""
@@ -184,12 +199,12 @@ def _bytes(model: torch.nn.Module, learned: bool = False) -> int:
 
 def memory_estimate(model, teachers: list, args, prompt_length: int) -> dict[str, int]:
     """Bytes that an `OPDTrainer` needs, by part; models may be on the meta device."""
-    c, rows, size = model.config, args.micro_batch_rows, 2 if args.bf16 else 4
+    c, size = model.config, 2 if args.bf16 else 4
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     samples, width = step * args.num_generations, prompt_length + args.max_completion_length
-    heads, ffn = getattr(c, "num_key_value_heads", None), getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+    heads = getattr(c, "num_key_value_heads", None)
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    kv, kept = (heads or c.num_attention_heads) * head_dim, c.num_hidden_layers * (8 * c.hidden_size + 4 * ffn)
+    kv = (heads or c.num_attention_heads) * head_dim
     return {
         "weights": _bytes(model), "teachers": sum(_bytes(t) for t in teachers if t is not model),
         "gradients": _bytes(model, True), "adamw": 2 * _bytes(model, True),
@@ -197,7 +212,7 @@ def memory_estimate(model, teachers: list, args, prompt_length: int) -> dict[str
         "kv cache": 2 * c.num_hidden_layers * kv * width * samples * size,
         "sampling logits": 3 * 4 * samples * c.vocab_size,
         "teacher states": sum(samples * args.max_completion_length * t.config.hidden_size * size for t in teachers),
-        "activations": (rows * args.max_completion_length + step * prompt_length) * kept * size,
+        "activations": activation_bytes(model, args, prompt_length),
     }  # fmt: skip
 
 

@@ -21,20 +21,25 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 with warnings.catch_warnings():  # tqdm.auto, which transformers uses, warns in a notebook without ipywidgets
     warnings.filterwarnings("ignore", message="IProgress not found")
     import tqdm.auto  # noqa: F401
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from filelock import FileLock
-from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import modeling_gguf_pytorch_utils as gguf_utils
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as hf_logging
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+if TYPE_CHECKING:  # loaded by whoever draws
+    from matplotlib.figure import Figure
+
 
 # %% ../nbs/00_environment.ipynb #683463db
 def versions() -> dict[str, str]:
@@ -92,6 +97,8 @@ COLORS = {"student": "#0072B2", "teacher": "#D55E00", "baseline": "#777777", "go
 
 def use_style() -> None:
     """Set tinyr2's matplotlib style for this process (5.5 x 3.2 inches, colour-blind safe colours)."""
+    import matplotlib as mpl
+
     mpl.rcParams.update({
         "figure.figsize": (5.5, 3.2), "figure.dpi": 100, "figure.constrained_layout.use": True,
         "font.size": 9, "axes.titlesize": 9, "legend.frameon": False, "lines.linewidth": 1.5,
@@ -119,8 +126,10 @@ def _write_atomic(path: Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def save_fig(fig: Figure, name: str) -> None:
+def save_fig(fig: "Figure", name: str) -> None:
     """Save a figure as {name}.svg in `figures_dir()`, byte for byte the same for the same figure."""
+    import matplotlib as mpl
+
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "tinyr2"}):
         fig.savefig(buffer, format="svg", metadata={"Date": None})

@@ -62,7 +62,9 @@ def top_tokens(trainer, step: OPDStep, k: int = 16) -> tuple[dict[str, float], l
     model, batch, mask = trainer.model, step.batch, step.batch.completion_mask
     rows = torch.arange(len(mask), device=mask.device)
     states = completion_states(model.eval(), batch, rows, trainer.args.micro_batch_rows)
-    head, ids = model.get_output_embeddings().weight, batch.completion_ids[mask]
+    ids = batch.completion_ids[mask]
+    dtype = step.guides[0][0].dtype if step.guides else states.dtype  # both models rounded alike
+    states, head = states.to(dtype), model.get_output_embeddings().weight.to(dtype)
     guides = [(s[:, : mask.shape[1]][mask].to(states.dtype), h, 1.0) for s, h in step.guides[:1]]
     terms = hidden_divergence(states[mask], head, ids, guides, temperature=step.temperature)
     counts = mask.sum(0).clamp(min=1)

@@ -314,8 +314,8 @@ class _Worker:
         arguments = [confine.__file__, "--serve", str(theirs.fileno()), json.dumps(self.settings)]
         silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         self.server = subprocess.Popen(
-            [sys.executable, "-s", "-S", "-P", *arguments], pass_fds=[theirs.fileno()],
-            env={"PYTHONHASHSEED": "0"}, cwd="/", **silent
+            [sys.executable, "-s", "-S", "-P", *arguments], pass_fds=[theirs.fileno()], env={"PYTHONHASHSEED": "0"},
+            cwd="/", start_new_session=True, **silent  # Ctrl-C is not for it, and Jupyter does not wait for it
         )  # fmt: skip
         theirs.close()
         self.control.settimeout(60)

@@ -260,7 +260,7 @@ def _grpo(rows, tokenizer, student, common: dict):
     from trl import GRPOConfig, GRPOTrainer
 
     rows = [row | {"prompt": format_prompt(tokenizer, row["prompt"])} for row in rows]
-    args = GRPOConfig(num_generations=4, per_device_train_batch_size=32, beta=0.05, gradient_checkpointing=False,
+    args = GRPOConfig(num_generations=4, per_device_train_batch_size=32, beta=0.05,
                       generation_kwargs={"eos_token_id": stop_token_ids(tokenizer)}, **common)  # fmt: skip
     return GRPOTrainer(student, tests_reward, args, Dataset.from_list(rows), processing_class=tokenizer)
 
@@ -279,7 +279,7 @@ def _distillation(rows, tokenizer, student, common: dict):
             return out | {"num_items_in_batch": out["completion_mask"].sum()}
 
     rows = [row | {"prompt": format_prompt(tokenizer, row["prompt"])} for row in rows]
-    args = DistillationConfig(per_device_train_batch_size=8, gradient_checkpointing=False,
+    args = DistillationConfig(per_device_train_batch_size=8,
                               generation_kwargs={"eos_token_id": stop_token_ids(tokenizer)}, **common)  # fmt: skip
     return BestOfFour(student, copy.deepcopy(student), args, Dataset.from_list(rows), processing_class=tokenizer)
 
@@ -292,14 +292,16 @@ SIDES: dict[str, tuple[Callable, dict]] = {
 }
 
 
-def run_side(name: str, steps: int = 3, model: str = "smollm2-135m", tokens: int = 96) -> dict:
+def run_side(name: str, steps: int = 3, model: str = "smollm2-135m", tokens: int = 96,
+             checkpointing: bool = False) -> dict:  # fmt: skip
     """Seconds of every step but the first, and bytes of memory: at the start, and at most. In this process."""
     build, settings = SIDES[name]
     tokenizer, student, clock = load_tokenizer(model), load_model(model), _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        common = {"output_dir": folder, "max_steps": steps, "learning_rate": 1e-5, "temperature": 0.7,
-                  "max_completion_length": tokens, "bf16": True, "use_cpu": not torch.cuda.is_available(),
-                  "logging_steps": 1, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}  # fmt: skip
+        common = {"output_dir": folder, "max_steps": steps, "learning_rate": 1e-5, "temperature": 0.7, "bf16": True,
+                  "max_completion_length": tokens, "use_cpu": not torch.cuda.is_available(), "logging_steps": 1,
+                  "gradient_checkpointing": checkpointing, "report_to": "none", "disable_tqdm": True,
+                  "save_strategy": "no"}  # fmt: skip
         trainer = build(load_tasks("test")[:8], tokenizer, student, common, **settings)
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)
@@ -312,13 +314,14 @@ def run_side(name: str, steps: int = 3, model: str = "smollm2-135m", tokens: int
     return {"seconds": seconds, "before": before, "peak": peak, "log": _parts(trainer.state.log_history)}
 
 
+# %% ../nbs/11_rollout_speed.ipynb #d6cb096d
 def _parts(history: list[dict]) -> dict[str, float]:
     """Mean seconds of each phase, where the log has them."""
     entries = [entry for entry in history[1:] if "loss" in entry]
     names = [name for name in (entries[0] if entries else {}) if name.startswith("seconds/")]
     return {name: statistics.mean(entry[name] for entry in entries) for name in names}
 
-# %% ../nbs/11_rollout_speed.ipynb #d6cb096d
+
 def in_new_process(name: str, *args, **options) -> dict:
     """`run_side` of the package in a Python of its own. Raises RuntimeError with the end of its messages."""
     call = f"{run_side.__name__}({', '.join(map(repr, (name, *args)))}, **{options!r})"

@@ -6,7 +6,6 @@
 __all__ = ['PromptSampler', 'check_rewards', 'note_metrics', 'OPDTrainer', 'setup_faults', 'head_faults', 'model_card']
 
 # %% ../nbs/08_opd_loop.ipynb #61b224b6
-import copy
 import itertools
 import json
 import math
@@ -19,10 +18,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from trl.trainer.utils import print_prompt_completions_sample
 
 from .data import stop_token_ids
-from .gradient import OPDConfig, OPDStep, accumulate_gradients, as_teacher, teacher_states, teacher_weights
+from .gradient import OPDConfig, OPDStep, accumulate_gradients, as_teacher, frozen_copy, teacher_states
+from .gradient import teacher_weights
 from .objective import divergence_rows, group_advantages, select_completions
 from .reward import combine_rewards, tests_reward
 from .sampling import Rollout, counter_uniforms, given_rollout, rollout, sample_many
@@ -193,6 +192,8 @@ def _show_completions(trainer: _OPDSteps, batch: Rollout, rewards, parts: dict, 
     if args.log_completions:
         _log_completions(Path(args.output_dir), step, batch, rewards, parts, advantages)
     if args.completions_table_steps and step % args.completions_table_steps == 0:
+        from trl.trainer.utils import print_prompt_completions_sample  # half a second, and seldom asked for
+
         prompts = [batch.prompts[i // batch.num_generations] for i in range(len(batch.completions))]
         table = {name: [math.nan if value is None else value for value in part] for name, part in parts.items()}
         print_prompt_completions_sample(prompts, batch.completions, table, advantages.tolist(), step, 4)
@@ -239,7 +240,7 @@ class OPDTrainer(_OPDSteps):
             raise ValueError("OPDTrainer: model has no parameter that requires a gradient; nothing would be learned")
         asked = max(args.kl_coef, args.kl_coef_end or 0.0) > 0 or args.lmbda < 1 and args.off_policy_source == "teacher"
         start = model if peft_config is not None else None
-        self.teachers = [teacher or start or copy.deepcopy(model) for teacher in teachers] if asked else []
+        self.teachers = [teacher or start or frozen_copy(model, args.device) for teacher in teachers] if asked else []
         for teacher in self.teachers:
             if teacher is not model:
                 teacher.to(args.device).eval()

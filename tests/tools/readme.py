@@ -50,6 +50,7 @@ MEASURES = {
            "speed.step_vs_trl_distillation": "a step of `DistillationTrainer`, best of 4, over ours: seconds",
            "memory.step_vs_trl_grpo": "highest memory of our process over `GRPOTrainer`'s",
            "memory.step_vs_trl_distillation": "highest memory of our process over `DistillationTrainer`'s, best of 4",
+           "memory.step_vs_trl_checkpointing": "the same, with TRL's activation checkpointing on (one run)",
            "speed.gpu.rollout_vs_hf": "on an H100, 64 prompts x 4, bfloat16: tokens a second over `generate`'s "
                                       "(median of {n})",
            "speed.gpu.rollout_share_of_bound": "the same: share of what its memory and matrix rates allow",
@@ -87,6 +88,7 @@ MEASURES = {
            "speed.step_vs_trl_distillation": "`DistillationTrainer`（四选一）一步的秒数与本项目之比",
            "memory.step_vs_trl_grpo": "本项目进程的最高内存与 `GRPOTrainer` 之比",
            "memory.step_vs_trl_distillation": "本项目进程的最高内存与 `DistillationTrainer` 之比",
+           "memory.step_vs_trl_checkpointing": "同上，TRL 打开激活检查点（一次运行）",
            "speed.gpu.rollout_vs_hf": "H100，64 个提示 x 4，bfloat16：每秒 token 数与 `generate` 之比"
                                       "（{n} 次的中位数）",
            "speed.gpu.rollout_share_of_bound": "同上：占其内存与矩阵速率所允许速度的比例",
