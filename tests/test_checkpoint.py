@@ -18,7 +18,7 @@ import checkpoint_run
 from checkpoint_run import POINTS, outcome
 from tinyr2.checkpoint import checkpoints, damage, newest_whole, publish
 
-MOMENTS = int(os.environ.get("TINYR2_KILLS", "20"))
+MOMENTS = int(os.environ.get("TINYR2_KILLS", "12"))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from tinyr2.tiny import tiny_world
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 FAMILIES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "gemma": GemmaConfig,
-            "mistral": partial(MistralConfig, sliding_window=8)}  # a window shorter than the prompts
+            "mistral": partial(MistralConfig, sliding_window=8),  # a window shorter than the prompts
+            "tied": partial(LlamaConfig, tie_word_embeddings=True)}
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +62,19 @@ def test_gradient_is_that_of_a_plain_forward(world, family, tmp_path):
         args = OPDConfig(str(tmp_path), temperature=0.7, micro_batch_rows=4, recompute=again)
         guides = teacher_states([teacher], model, batch, ones, every, args)
         model.zero_grad()
-        accumulate_gradients(model, OPDStep(batch, advantages, every, torch.full((6,), 0.2), ones, guides, 0.7), args)
+        step = OPDStep(batch, advantages, every, torch.full((6,), 0.2), ones, guides, 0.7)
+        accumulate_gradients(model, step, args)
         for want, parameter in zip(expected, model.parameters()):
             assert (want is None) == (parameter.grad is None)
             assert want is None or (want - parameter.grad).abs().max() < 1e-4 * want.abs().max() + 1e-7
+        accumulate_gradients(model, step, args)  # once more, on what is there
         found = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
         kept = found if kept is None else kept
         assert all(a is b or torch.equal(a, b) for a, b in zip(kept, found))
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "tied"])
 def test_a_users_own_models_in_folders(world, family, tmp_path):
     folders = [tmp_path / name for name in ("student", "teacher")]
     for seed, folder in enumerate(folders):

@@ -1,6 +1,7 @@
 """The static decoder and `transformers` agree on models that the notebooks do not use."""
 import copy
 import sys
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Co
 from tinyr2 import decoder as decoder_module, sampling
 from tinyr2.data import format_prompt, left_pad, stop_token_ids
 from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels, unsupported
-from tinyr2.gpu import RecordedLoop, recorded_loop
+from tinyr2.environment import pick_device
+from tinyr2.gpu import RecordedLoop, _pick, recorded_loop
 from tinyr2.sampling import draw, inverse_cdf, rollout, sample_many
 from tinyr2.tiny import tiny_tokenizer, tiny_tasks
 
@@ -223,6 +225,48 @@ def test_the_loop_for_a_gpu_sees_what_is_no_number(tokenizer):
     model.model.norm.weight.data[0] = torch.nan
     _, scores = recorded_loop(model).sample([[3, 4]], 1, torch.rand(1, 2), [1], 1.0, tokenizer.pad_token_id)
     assert scores[0, 0].isnan()
+
+
+def pick(logits, uniforms, temperature, block=4, many=4):
+    """One draw of the kernel for every uniform number: tokens and scores."""
+    n, device = len(uniforms), logits.device
+    zeros = partial(torch.zeros, device=device)
+    tokens, place, scores = zeros(n, dtype=torch.long), zeros(n, 4, dtype=torch.long), zeros(n, 1)
+    settings = torch.tensor([1 / (temperature or 1.0), float(not temperature), 1, n], device=device)
+    _pick[(n,)](logits.expand(n, -1).contiguous(), logits.shape[-1], settings, uniforms[:, None].contiguous(),
+                zeros(logits.shape[-1], dtype=torch.int32), torch.arange(n, device=device), place, tokens,
+                zeros(n, 1, dtype=torch.long), scores, 1, BLOCK=block, MANY=many)  # fmt: skip
+    return tokens, scores[:, 0]
+
+
+def test_the_draw_for_a_gpu_over_several_blocks():
+    """Eleven tokens in blocks of four, one token and one whole block without any weight, against float64."""
+    device = pick_device("auto")
+    logits = torch.tensor([1.0, -torch.inf, 0.5, 2.0, *[-torch.inf] * 4, 2.0, -1.0, 0.0], device=device)
+    for temperature in (1.0, 0.6):
+        exact = (logits.double() / temperature).softmax(0)
+        ends = exact.cumsum(0)[:-1].float()
+        uniforms = torch.cat([torch.linspace(0, 1 - 2**-24, 200, device=device), ends - 1e-5, ends + 1e-5])
+        tokens, scores = pick(logits, uniforms.clamp(0, 1 - 2**-24), temperature)
+        right = torch.searchsorted(exact.cumsum(0), uniforms.clamp(0).double(), right=True)
+        assert torch.equal(tokens, right) and set(tokens.tolist()) == {0, 2, 3, 8, 9, 10}
+        assert torch.allclose(scores.double(), exact.log()[tokens], atol=1e-5)
+    tokens, scores = pick(logits, uniforms, 0.0)
+    assert set(tokens.tolist()) == {3}  # the first of two equals
+    assert torch.allclose(scores.double(), logits.double().log_softmax(0)[3], atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("at", [0, 5, 10])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_draw_for_a_gpu_notices_what_is_no_number(bad, at, temperature):
+    logits = torch.randn(11, generator=torch.Generator().manual_seed(0)).to(pick_device("auto"))
+    for others in (logits, torch.full_like(logits, -torch.inf)):
+        others[at] = bad
+        tokens, scores = pick(others, torch.rand(3, device=logits.device), temperature)
+        assert scores.isnan().all() and 0 <= tokens.min() and tokens.max() < 11
+    others[:] = -torch.inf
+    assert pick(others, torch.rand(3, device=logits.device), temperature)[1].isnan().all()
 
 
 def test_without_triton_a_line_says_so(monkeypatch, caplog):

@@ -150,7 +150,10 @@ def _write(cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: i
 
 # %% ../nbs/07_decoder.ipynb #8828061f
 def _block(self: Decoder, w: dict, x, cos, sin, cache, start, mask) -> torch.Tensor:
-    """One layer on `x [N, L, d]`, writing its keys and values into `cache [2, N, K, S, h]` at `start`."""
+    """One layer on `x [N, L, d]`, writing its keys and values into `cache [2, N, K, S, h]` at `start`.
+
+    Without a `mask` every token looks at itself and at those to its left (and `start` must be 0).
+    """
     n, length, _ = x.shape
     size, groups = self.head_dim, self.heads // self.kv_heads
     normed = F.rms_norm(x, (x.shape[-1],), w["norm1"], self.eps)
@@ -164,7 +167,7 @@ def _block(self: Decoder, w: dict, x, cos, sin, cache, start, mask) -> torch.Ten
         mixed = F.scaled_dot_product_attention(query, keys, values, mask).reshape(n, 1, -1)
     else:
         query = turn[:, : self.heads]
-        mixed = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=groups > 1)
+        mixed = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None, enable_gqa=groups > 1)
         mixed = mixed.transpose(1, 2).reshape(n, length, -1)
     x = w["o"](mixed, add=x)
     normed = F.rms_norm(x, (x.shape[-1],), w["norm2"], self.eps)

@@ -20,11 +20,12 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1": 
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .data import left_pad
 from .decoder import Decoder, Matrix
+from .environment import steady_attention
 
 # %% ../nbs/07_gpu.ipynb #ea4220b5
 @triton.jit
@@ -121,61 +122,58 @@ def block_sizes(heads: int, kv: int, head_dim: int) -> dict[str, int]:
 
 # %% ../nbs/07_gpu.ipynb #2de351c5
 @triton.jit
-def _weights(x, size, top, scale, start, BLOCK: tl.constexpr):
-    """One block of logits, and their weights."""
-    i = start + tl.arange(0, BLOCK)
-    value = tl.load(x + i, i < size, float("-inf")).to(tl.float32)
-    return value, tl.exp((value - top) * scale)
+def _part(x, size, block, BLOCK: tl.constexpr):
+    """Numbers of the tokens in one block, and their logits."""
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    return i, tl.load(x + i, i < size, float("-inf")).to(tl.float32)
 
 
 @triton.jit
-def _largest(x, size, BLOCK: tl.constexpr):
-    """The largest logit, and whether one of them is infinite or no number."""
-    i = tl.arange(0, BLOCK)
-    most, bad = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
-    for start in range(0, size, BLOCK):
-        value = tl.load(x + start + i, start + i < size, float("-inf")).to(tl.float32)
-        most, bad = tl.maximum(most, value), bad | ((value != value) | (value == float("inf"))).to(tl.int32)
-    top = tl.max(most, 0)
-    return top, (tl.max(bad, 0) > 0) | (top == float("-inf"))
+def _blocks(x, size, scale, BLOCK: tl.constexpr, MANY: tl.constexpr):
+    """Each block's largest logit, and the sum of its weights relative to that one, `[MANY]`."""
+    b = tl.arange(0, MANY)
+    tops, sums = tl.full([MANY], float("-inf"), tl.float32), tl.zeros([MANY], tl.float32)
+    for block in range(0, tl.cdiv(size, BLOCK)):
+        _, value = _part(x, size, block, BLOCK)
+        top = tl.max(value, 0)
+        total = tl.sum(tl.where(value == float("-inf"), 0, tl.exp((value - top) * scale)), 0)
+        tops, sums = tl.where(b == block, top, tops), tl.where(b == block, total, sums)
+    return tops, sums
 
 # %% ../nbs/07_gpu.ipynb #3878d6e6
 @triton.jit
-def _find(x, size, top, scale, uniform, BLOCK: tl.constexpr):
-    """Drawn token, most likely token, and the sum of all weights."""
-    i, total = tl.arange(0, BLOCK), 0.0
-    for start in range(0, size, BLOCK):
-        _, weight = _weights(x, size, top, scale, start, BLOCK)
-        total += tl.sum(weight, 0)
-    goal, run, at, before, first = uniform * total, 0.0, 0, 0.0, size
-    for start in range(0, size, BLOCK):  # the last block that begins at or before the goal
-        value, weight = _weights(x, size, top, scale, start, BLOCK)
-        part = tl.sum(weight, 0)
-        hit = (run <= goal) & (part > 0)
-        at, before = tl.where(hit, start, at), tl.where(hit, run, before)
-        first = tl.minimum(first, tl.min(tl.where(value == top, start + i, size), 0))
-        run += part
-    _, weight = _weights(x, size, top, scale, at, BLOCK)
-    passed = tl.min(tl.where((before + tl.cumsum(weight, 0) > goal) & (weight > 0), i, BLOCK), 0)
-    last = tl.max(tl.where(weight > 0, i, 0), 0)
-    return tl.minimum(at + tl.minimum(passed, last), size - 1), tl.minimum(first, size - 1), total
+def _find(x, size, tops, sums, scale, uniform, BLOCK: tl.constexpr, MANY: tl.constexpr):
+    """Drawn token, most likely token, its logit, and the sum of all weights; no number if a logit is none."""
+    b, top = tl.arange(0, MANY), tl.max(tops, 0)
+    sums *= tl.exp((tops - top) * scale)
+    total, passed = tl.sum(sums, 0), tl.cumsum(sums, 0) - sums
+    goal = uniform * total
+    block = tl.max(tl.where((passed <= goal) & (sums > 0), b, 0), 0)  # the last that begins at or before the goal
+    i, value = _part(x, size, block, BLOCK)
+    weight = tl.exp((value - top) * scale)
+    run = tl.sum(tl.where(b < block, sums, 0), 0) + tl.cumsum(weight, 0)
+    drawn = tl.min(tl.where((run > goal) & (weight > 0), i, size), 0)
+    drawn = tl.minimum(drawn, tl.max(tl.where(weight > 0, i, 0), 0))
+    i, value = _part(x, size, tl.min(tl.where(tops == top, b, MANY - 1), 0), BLOCK)
+    return drawn, tl.minimum(tl.min(tl.where(value == top, i, size), 0), size - 1), top, total
 
 # %% ../nbs/07_gpu.ipynb #623afd8c
 @triton.jit
-def _pick(logits, size, settings, noise, stop, rows, place, tokens, out, scores, width, BLOCK: tl.constexpr):
+def _pick(logits, size, settings, noise, stop, rows, place, tokens, out, scores, width, BLOCK: tl.constexpr,
+          MANY: tl.constexpr):
     """Draw one token for one row, unless it is finished. settings: 1 / temperature, greedy, most tokens, rows."""
     r = tl.program_id(0)
     row, count = tl.load(rows + r), tl.load(settings + 3).to(tl.int64)
     if row < count:
         own, scale = tl.load(place + 4 * r + 3), tl.load(settings)
         x, at = logits + r.to(tl.int64) * size, row * width + own
-        top, bad = _largest(x, size, BLOCK)
-        drawn, first, total = _find(x, size, top, scale, tl.load(noise + at), BLOCK)
+        tops, sums = _blocks(x, size, scale, BLOCK, MANY)
+        drawn, first, top, total = _find(x, size, tops, sums, scale, tl.load(noise + at), BLOCK, MANY)
         token = tl.where(tl.load(settings + 1) > 0, first, drawn).to(tl.int64)
         score = (tl.load(x + token).to(tl.float32) - top) * scale - tl.log(total)
         tl.store(tokens + r, token)
         tl.store(out + at, token)
-        tl.store(scores + at, tl.where(bad, float("nan"), score))
+        tl.store(scores + at, score)
         tl.store(place + 4 * r + 3, own + 1)
         done = (tl.load(stop + token) > 0) | (own + 1 >= tl.load(settings + 2).to(tl.int64))
         tl.store(rows + r, tl.where(done, count, row))
@@ -196,8 +194,7 @@ class RecordedLoop:
 
     def load(self, decoder: Decoder) -> None:
         """Take over the weights of another decoder of the same shape."""
-        for old, new in zip(_tensors(self.decoder), _tensors(decoder), strict=True):
-            old.copy_(new)
+        torch._foreach_copy_(_tensors(self.decoder), _tensors(decoder))
 
 
 def _tensors(decoder: Decoder) -> list[torch.Tensor]:
@@ -252,24 +249,35 @@ def _start(self: RecordedLoop, noise: torch.Tensor, stop_ids: list[int], tempera
 RecordedLoop.start = _start
 
 # %% ../nbs/07_gpu.ipynb #04354016
-def _add(self: RecordedLoop, ids: torch.Tensor, mask: torch.Tensor, slots: list[int], own: list[int], at: int,
-         first: int) -> None:  # fmt: skip
-    """Samples `first` and following of left-padded prompts `[b, P]`: rows `at` and following, in the places `own`."""
-    logits, cache = self.decoder.read(ids, mask)
-    (b, width), n, end = ids.shape, mask.sum(1), at + len(own)
+def _read(self: RecordedLoop, encoded: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits `[b, V]` after prompts, their cache `[layers, 2, b, K, P, h]`, and their lengths `[b]`."""
+    d, n = self.decoder, torch.tensor([len(ids) for ids in encoded], device=self.device)
+    ids = pad_sequence([torch.tensor(ids) for ids in encoded], batch_first=True).to(self.device)
+    shape = len(d.layers), 2, len(ids), d.kv_heads, ids.shape[1], d.head_dim
+    x, cache = F.embedding(ids, d.embedding), torch.empty(shape, dtype=d.dtype, device=self.device)
+    angles = d.rotary(x, torch.arange(ids.shape[1], device=self.device)[None])
+    cos, sin = (part[:, None].to(d.dtype) for part in angles)
+    with steady_attention():
+        for weights, layer_cache in zip(d.layers, cache):
+            x = d.block(weights, x, cos, sin, layer_cache, 0, None)
+    last = x[torch.arange(len(ids), device=self.device), n - 1]
+    return d.head(F.rms_norm(last, last.shape[-1:], d.final_norm, d.eps)), cache, n
+
+
+def _add(self: RecordedLoop, encoded: list[list[int]], slots: list[int], own: list[int], at: int, first: int) -> None:
+    """Samples `first` and following of these prompts: rows `at` and following, in the places `own`."""
+    logits, cache, n = self.read(encoded)
+    end, groups = at + len(own), len(own) // len(encoded)
     slots, own = (torch.tensor(places, device=self.device) for places in (slots, own))
-    index = (torch.arange(width, device=self.device) + width - n[:, None]).clamp(max=width - 1)
-    moved = cache[:, :, torch.arange(b, device=self.device)[:, None], :, index]  # [b, P, layers, 2, K, h]
     for part in range(2):
-        self.cache[part][:, slots, :, :width] = moved[:, :, :, part].permute(2, 0, 3, 1, 4)
-    groups = len(own) // b
+        self.cache[part][:, slots, :, : cache.shape[4]] = cache[:, part]
     self.logits[at:end] = logits.repeat_interleave(groups, 0)
     self.rows[at:end] = torch.arange(first, first + len(own), device=self.device)
     per_row = slots.repeat_interleave(groups), n.repeat_interleave(groups), own, torch.zeros_like(own)
     self.place[at:end] = torch.stack(per_row, 1)
 
 
-RecordedLoop.add = _add
+RecordedLoop.read, RecordedLoop.add = _read, _add
 
 # %% ../nbs/07_gpu.ipynb #ce196a10
 def _into(x: torch.Tensor, matrix: Matrix, y: torch.Tensor) -> None:
@@ -281,9 +289,9 @@ def _into(x: torch.Tensor, matrix: Matrix, y: torch.Tensor) -> None:
 
 def _draw(self: RecordedLoop, n: int) -> torch.Tensor:
     """Tokens `[n]` of the first `n` rows."""
-    words = self.decoder.head_rows
+    words, block = self.decoder.head_rows, min(4096, _power(self.decoder.head_rows))
     _pick[(n,)](self.logits, words, self.settings, self.noise, self.stop, self.rows, self.place, self.tokens, self.out,
-                self.scores, self.out.shape[1], BLOCK=min(4096, _power(words)), num_warps=8)  # fmt: skip
+                self.scores, self.out.shape[1], BLOCK=block, MANY=_power(-(-words // block)), num_warps=8)  # fmt: skip
     return self.tokens[:n]
 
 # %% ../nbs/07_gpu.ipynb #e8abddc2
@@ -358,8 +366,7 @@ def _sample(self: RecordedLoop, encoded: list[list[int]], groups: int, noise: to
         if waiting < len(encoded) and (len(slots) >= max(1, prompts // 4) or not alive):
             end = min(waiting + len(slots), len(encoded))
             own = sorted({*range(prompts * groups)} - {place[2] for place in alive})[: (end - waiting) * groups]
-            ids, mask = (x.to(self.device) for x in left_pad(encoded[waiting:end], pad_id))
-            self.add(ids, mask, slots[: end - waiting], own, len(alive), waiting * groups)
+            self.add(encoded[waiting:end], slots[: end - waiting], own, len(alive), waiting * groups)
             waiting, alive = end, alive + [[]] * len(own)
         for _ in range(min(8, self.length)):
             self.advance(len(alive))

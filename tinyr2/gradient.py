@@ -420,15 +420,40 @@ class _Tied(torch.autograd.Function):
         (ids,) = ctx.saved_tensors
         if on_rows is None:
             return on_head, None, None
-        seen = ids != (-1 if ctx.padding is None else ctx.padding)
-        rows, place = ids[seen].unique(return_inverse=True)
+        rows, place, seen = _rows(ids, ctx.padding)
         sums = on_rows.new_zeros(len(rows), on_rows.shape[-1]).index_add_(0, place, on_rows[seen])
-        if on_head is None and ctx.weight.grad is not None:
-            ctx.weight.grad.index_add_(0, rows, sums)
+        early = on_head is not None and on_head.is_sparse
+        if early or on_head is None and ctx.weight.grad is not None:
+            ctx.weight.grad.index_add_(0, rows, on_head._values() + sums if early else sums)
             return None, None, None
         total = torch.zeros_like(ctx.weight) if on_head is None else on_head
         return total.index_add_(0, rows, sums), None, None
 
+
+def _rows(ids: torch.Tensor, padding: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of the embedding that `ids` need, which of them each id that is `seen` needs, and `seen`."""
+    seen = ids != (-1 if padding is None else padding)
+    return *ids[seen].unique(return_inverse=True), seen
+
+# %% ../nbs/08_gradient.ipynb #5e0c71d8
+class _Early(torch.autograd.Function):
+    """A tied head `[V, d]`; hands on only `rows` of its gradient (sparse) if the rest can join an earlier one."""
+
+    @staticmethod
+    def forward(ctx, head, weight, rows):
+        ctx.weight, ctx.rows = weight, rows
+        return head.view_as(head)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, on_head):
+        if ctx.weight.grad is None:
+            return on_head, None, None
+        values = on_head[ctx.rows]
+        on_head[ctx.rows] = 0
+        ctx.weight.grad += on_head
+        few = torch.sparse_coo_tensor(ctx.rows[None], values, on_head.shape, check_invariants=False, is_coalesced=True)
+        return few, None, None
 
 # %% ../nbs/08_gradient.ipynb #5e0c71d4
 def computes_again(model: PreTrainedModel, args: OPDConfig) -> bool:
@@ -438,7 +463,8 @@ def computes_again(model: PreTrainedModel, args: OPDConfig) -> bool:
 
 
 def _tied_words(model: PreTrainedModel, heads: list) -> dict:
-    """The embedding and a forward for it that leaves the head in `heads`; nothing unless they are one, on a CPU."""
+    """The embedding and a forward for it that leaves in `heads` what makes the head, to be called when it is needed;
+    nothing unless they are one, on a CPU."""  # fmt: skip
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
     plain = type(words) is torch.nn.Embedding and "forward" not in vars(words) and not words.sparse
     plain = plain and words.max_norm is None and not words.scale_grad_by_freq
@@ -446,7 +472,8 @@ def _tied_words(model: PreTrainedModel, heads: list) -> dict:
         return {}
 
     def forward(ids):
-        rows, heads[:] = (both := _Tied.apply(words.weight, ids, words.padding_idx))[0], both[1:]
+        rows, head = _Tied.apply(words.weight, ids, words.padding_idx)
+        heads[:] = [lambda: _Early.apply(head, words.weight, _rows(ids, words.padding_idx)[0])]
         return rows
 
     return {words: forward}
@@ -456,7 +483,7 @@ def _tied_words(model: PreTrainedModel, heads: list) -> dict:
 @contextlib.contextmanager
 def layers_again(model: PreTrainedModel, args: OPDConfig) -> Iterator[list | None]:
     """A block, backward passes included, in which layers are computed again for their gradient; None if they are not,
-    else a list in which the latest reading leaves the head to use if it is tied to the embedding."""  # fmt: skip
+    else a list in which the latest reading leaves what makes the head if it is tied to the embedding."""  # fmt: skip
     found = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] * computes_again(model, args)
     instead, heads = {m: partial(checkpoint, m.forward, use_reentrant=False) for m in found}, []
     if instead:
@@ -545,7 +572,7 @@ def _terms(model, step, leaves, rows, which, args, heads=None):
     teachers = [(states[rows, :width][mask], head, step.teacher_weights[owner, i])
                 for i, (states, head) in enumerate(step.guides)]  # fmt: skip
     options = {"temperature": step.temperature, "beta": args.beta, "sampled": args.kl_estimator == "sampled"}
-    head = heads.pop() if heads else model.get_output_embeddings().weight
+    head = heads.pop()() if heads else model.get_output_embeddings().weight
     terms = hidden_divergence(hidden, head, ids, teachers, **options)
     grids = (torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, term) for term in vars(terms).values())
     return PositionTerms(*(grid.index_select(0, which) for grid in grids)), mask[which]
