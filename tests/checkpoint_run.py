@@ -40,14 +40,20 @@ def noisy_reward(completions, **columns):
     return [random.random() + np.random.rand() + torch.rand(()).item() for _ in completions]
 
 
-def make(folder, settings=None, lora=False, dropout=0.1, train_rows=40):
+def returns_reward(completions, **columns):
+    """A reward that needs no sandbox, whose start is a third of so short a run."""
+    return [float("return" in completion) for completion in completions]
+
+
+def make(folder, settings=None, lora=False, dropout=0.1, train_rows=40, judged=False):
     student = copy.deepcopy(WORLD.student)
     student.config.attention_dropout = dropout
     for layer in student.model.layers:
         layer.self_attn.attention_dropout = dropout
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") if lora else None
     args = OPDConfig(str(folder), **SETTINGS | (settings or {}))
-    trainer = checkpoint.OPDTrainer(student, None if lora else WORLD.teacher, [tests_reward, noisy_reward], args,
+    rewards = [tests_reward if judged else returns_reward, noisy_reward]
+    trainer = checkpoint.OPDTrainer(student, None if lora else WORLD.teacher, rewards, args,
                                     WORLD.tasks["train"][:train_rows], processing_class=WORLD.tokenizer,
                                     peft_config=config)
     trainer.remove_callback(PrinterCallback)
@@ -148,14 +154,14 @@ def wrong(value):
     return value + type(value)(1 if not isinstance(value, str) else "!")
 
 
-def run(folder, point=None, resume=False, forgotten=None, settings=None, lora=False):
-    """Train; die at `point`; or go on from the newest checkpoint without the `forgotten` item."""
+def run(folder, point=None, resume=False, forgotten=None, settings=None, lora=False, judged=False):
+    """Train; die at `point`; or go on from the newest checkpoint without the `forgotten` item. `judged`: by tests."""
     warnings.simplefilter("ignore")
     if point == "the optimizer step":
         pass
     elif point:
         after(*POINTS[point])
-    trainer = make(folder, settings, lora)
+    trainer = make(folder, settings, lora, judged=judged)
     if point == "the optimizer step":
         trainer.add_callback(AfterOptimizer())
     if forgotten:
@@ -190,7 +196,7 @@ def ranked(environment, folder, settings, last=None, exact=False):
     warnings.simplefilter("ignore")
     if last:
         after(checkpoint.OPDTrainer, "_maybe_log_save_evaluate", last)
-    trainer = make(folder, settings, dropout=0.0 if exact else 0.1)
+    trainer = make(folder, settings, dropout=0.0 if exact else 0.1, judged=True)
     if exact:
         trainer.reward_funcs = trainer.reward_funcs[:1]
     trainer.train(resume_from_checkpoint=not exact)

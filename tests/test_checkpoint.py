@@ -18,7 +18,7 @@ import checkpoint_run
 from checkpoint_run import POINTS, outcome
 from tinyr2.checkpoint import checkpoints, damage, newest_whole, publish
 
-MOMENTS = int(os.environ.get("TINYR2_KILLS", "12"))
+MOMENTS = int(os.environ.get("TINYR2_KILLS", "8"))
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,11 @@ def fork():
 
 @pytest.fixture(scope="module")
 def whole(fork, tmp_path_factory):
-    """A run that nobody interrupts, and its seconds."""
+    """What a run leaves that nobody interrupts."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    assert fork(one) == 0
-    start = time.perf_counter()
-    assert fork(two) == 0
-    seconds = time.perf_counter() - start
+    assert fork(one) == fork(two) == 0
     assert same(two, outcome(one)) == []
-    return outcome(one), seconds
+    return outcome(one)
 
 
 def same(folder, expected):
@@ -48,17 +45,21 @@ def same(folder, expected):
 def test_killed_after(fork, whole, tmp_path, point):
     assert fork(tmp_path, point) == -signal.SIGKILL
     assert fork(tmp_path, resume=True) == 0
-    assert same(tmp_path, whole[0]) == []
+    assert same(tmp_path, whole) == []
 
 
-def test_killed_at_random_moments(fork, whole, tmp_path):
-    """TINYR2_KILLS moments, any of which may also kill a run that goes on from an earlier kill."""
+def test_killed_at_random_moments(fork, tmp_path):
+    """TINYR2_KILLS moments, any of which may also kill a run that goes on from an earlier kill; judged by tests."""
+    for name in ("first", "whole"):  # the first waits for the fork server
+        start = time.perf_counter()
+        assert fork(tmp_path / name, judged=True) == 0
+    seconds, expected = time.perf_counter() - start, outcome(tmp_path / "whole")
     moments, killed, run = random.Random(0), 0, 0
     while killed < MOMENTS:
         folder, run = tmp_path / str(run), run + 1
-        while fork(folder, resume=True, kill_after=moments.uniform(0, 1.5 * whole[1])) != 0:
+        while fork(folder, resume=True, judged=True, kill_after=moments.uniform(0, 1.5 * seconds)) != 0:
             killed += 1
-        assert same(folder, whole[0]) == [], f"run {run}, after {killed} kills"
+        assert same(folder, expected) == [], f"run {run}, after {killed} kills"
     print(f"{killed} kills, {run} runs")
 
 
@@ -67,8 +68,8 @@ LORA = {"num_iterations": 1, "kl_coef": 0.3}
 
 def test_adapters_are_taken_up_again(fork, tmp_path):
     for name, point in (("whole", None), ("cut", "backward")):
-        fork(tmp_path / name, point, lora=True, settings=LORA)
-    assert fork(tmp_path / "cut", resume=True, lora=True, settings=LORA) == 0
+        fork(tmp_path / name, point, lora=True, settings=LORA, judged=True)
+    assert fork(tmp_path / "cut", resume=True, lora=True, settings=LORA, judged=True) == 0
     assert same(tmp_path / "cut", outcome(tmp_path / "whole")) == []
 
 
@@ -92,7 +93,7 @@ def test_a_copy_of_a_killed_run_goes_on(fork, whole, cut, tmp_path):
     """The control of the test below: nothing is forgotten."""
     for number, folder in enumerate(cut.values()):
         copy = shutil.copytree(folder, tmp_path / str(number))
-        assert fork(copy, resume=True) == 0 and same(copy, whole[0]) == []
+        assert fork(copy, resume=True) == 0 and same(copy, whole) == []
 
 
 @pytest.mark.parametrize("item", ITEMS)
@@ -100,7 +101,7 @@ def test_every_saved_item_is_needed(fork, whole, cut, tmp_path, item):
     """Resume in the middle of a rollout and of a logging window, without one item: the run ends elsewhere."""
     point = "the second save" if item == "random.torch" else "the first save"
     folder = shutil.copytree(cut[point], tmp_path / "run")
-    assert fork(folder, resume=True, forgotten=item) != 0 or same(folder, whole[0])
+    assert fork(folder, resume=True, forgotten=item) != 0 or same(folder, whole)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_a_signal_saves_and_exits_with_zero(whole, tmp_path, fork, number):
     assert damage(checkpoints(tmp_path)[0]) is None and checkpoints(tmp_path)[0].name != "checkpoint-8"
     assert fork(tmp_path, resume=True) == 0
     kept = outcome(tmp_path)
-    assert [name for name in whole[0] if kept[name] != whole[0][name]] in ([], ["folders"])
+    assert [name for name in whole if kept[name] != whole[name]] in ([], ["folders"])
 
 
 @pytest.mark.skipif("TINYR2_SLOW" not in os.environ, reason="two minutes of SmolLM2; set TINYR2_SLOW=1")
@@ -415,9 +416,9 @@ def test_nothing_is_left_running(fork, tmp_path):
                 found.add(process.pid)
         return found
 
-    assert fork(tmp_path / "first", "rollout") == -signal.SIGKILL  # the fork server is there now
+    assert fork(tmp_path / "first", "rollout", judged=True) == -signal.SIGKILL  # the fork server is there now
     before = running()
-    assert fork(tmp_path / "second", "scoring") == -signal.SIGKILL
+    assert fork(tmp_path / "second", "scoring", judged=True) == -signal.SIGKILL
     deadline = time.monotonic() + 20
     while running() - before and time.monotonic() < deadline:
         time.sleep(0.1)

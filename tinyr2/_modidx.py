@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/tinyr2', 'doc_host': '', '
                                'tinyr2.corpus._inspect': ('corpus.html#_inspect', 'tinyr2/corpus.py'),
                                'tinyr2.corpus._json_lines': ('corpus.html#_json_lines', 'tinyr2/corpus.py'),
                                'tinyr2.corpus._licence': ('corpus.html#_licence', 'tinyr2/corpus.py'),
+                               'tinyr2.corpus._mixed_files': ('corpus.html#_mixed_files', 'tinyr2/corpus.py'),
                                'tinyr2.corpus._row': ('corpus.html#_row', 'tinyr2/corpus.py'),
                                'tinyr2.corpus._ruff': ('corpus.html#_ruff', 'tinyr2/corpus.py'),
                                'tinyr2.corpus.clean': ('corpus.html#clean', 'tinyr2/corpus.py'),

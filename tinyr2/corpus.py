@@ -9,6 +9,7 @@ __all__ = ['installed_files', 'JsonLines', 'read_source', 'lint_scores', 'minhas
 # %% ../nbs/02_corpus.ipynb #96c16c32
 import ast
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -104,6 +105,12 @@ class JsonLines:
         return _json_lines(self.path)
 
 # %% ../nbs/02_corpus.ipynb #125b8fd8
+@functools.cache
+def _mixed_files() -> list[tuple[str, str, Path]]:
+    """`installed_files` in an order that has nothing to do with their packages, looked up once."""
+    return sorted(installed_files(), key=lambda file: hashlib.sha256(file[0].encode()).digest())
+
+
 def read_source(source="installed", max_files: int = 0, licence: str = "unknown", text_of=None) -> Iterator[dict]:
     """Yield a row {"path", "licence", "sha256", "text"} for each Python file of a source, lazily.
 
@@ -111,8 +118,7 @@ def read_source(source="installed", max_files: int = 0, licence: str = "unknown"
     `max_files` 0 takes all; `licence` is for rows that carry none. Raises FileNotFoundError and ValueError.
     """
     if source == "installed":
-        found = sorted(installed_files(), key=lambda file: hashlib.sha256(file[0].encode()).digest())
-        rows = (_file_row(*file) for file in found if file[2].is_file())
+        rows = (_file_row(*file) for file in _mixed_files() if file[2].is_file())
     elif isinstance(source, str | Path) and Path(source).is_dir():
         found = sorted(Path(source).rglob("*.py"))
         rows = (_file_row(file.relative_to(source).as_posix(), licence, file) for file in found)
