@@ -18,7 +18,7 @@ setup: .venv/.ready  ## build .venv with everything in it: about 5 minutes, most
 run: setup  ## execute every notebook in order into _runs/, redraw figures/, print the table of results
 	@$(PY) tests/tools/run_notebooks.py $(ONLY) $(if $(JOBS),--jobs $(JOBS))
 
-test: setup  ## every notebook with nbs/params/test.yaml, and the tests: at most 15 minutes
+test: setup  ## every notebook with nbs/params/test.yaml, and the tests: about 8 minutes
 	@$(PY) -m pytest -q -n 2 tests
 
 check: setup  ## the gates: tree clean, notebooks in step with tinyr2/, hygiene, ruff: under a minute

@@ -354,6 +354,21 @@ def test_what_a_reward_holds_is_part_of_it():
     assert fingerprint(make(1.0)) != fingerprint(make(-5.0))
 
 
+@pytest.mark.parametrize("limit", [-1, 0])
+def test_a_limit_that_keeps_nothing_removes_nothing(saved, limit):
+    kept = checkpoints(saved)
+    for settings in ({}, {"max_steps": 16, "ignore_changes": True}):
+        with pytest.raises(ValueError, match="save_total_limit: expected 1 or more, or None to keep all"):
+            checkpoint_run.make(saved, {"save_total_limit": limit, **settings}).train(resume_from_checkpoint=True)
+    assert kept and checkpoints(saved) == kept and damage(kept[0]) is None
+
+
+def test_a_run_is_not_one_of_its_checkpoints(saved, tmp_path_factory):
+    for folder in (saved, tmp_path_factory.mktemp("new")):
+        with pytest.raises(ValueError, match=r"is the folder of a run; give one of its checkpoints \(checkpoint-8, "):
+            checkpoint_run.make(folder).train(resume_from_checkpoint=str(saved))
+
+
 def test_two_runs_in_one_folder(tmp_path):
     with checkpoint_run.checkpoint._alone(tmp_path):
         with pytest.raises(RuntimeError, match="another run is writing here"):

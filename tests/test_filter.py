@@ -233,7 +233,7 @@ def test_bad_sources_name_place_and_remedy(tmp_path):
         list(read_source(tmp_path / "y.jsonl"))
     with pytest.raises(ValueError, match="row 1: no text"):
         list(read_source([{"blob_id": "1"}]))
-    with pytest.raises(SystemExit, match="tinyr2-filter: source"):
+    with pytest.raises(FileNotFoundError, match="source"):
         filter_cli(["--source", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")])
 
 

@@ -3,6 +3,8 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from trl.experimental.gkd import GKDTrainer
 
 from tinyr2 import opd_loss
@@ -88,6 +90,29 @@ def test_terms_and_their_gradients_are_those_of_whole_logits(beta, chunk):
         assert torch.allclose(one, two, atol=1e-11)
 
 
+class Largest(TorchDispatchMode):
+    """The most numbers in any tensor that an operator returned."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        self.size = max(self.size, *(x.numel() for x in tree_leaves(found) if torch.is_tensor(x)), 0)
+        return found
+
+
+@pytest.mark.parametrize("chunk", (2**16, None))
+@pytest.mark.parametrize("beta, sampled", ((0.0, False), (0.5, False), (1.0, False), (1.0, True)))
+def test_no_tensor_has_the_logits_of_all_positions(beta, sampled, chunk):
+    hidden, head, theirs = (torch.randn(n, 2, requires_grad=True) for n in (64, 2**15, 64))
+    options = {"beta": beta, "sampled": sampled, "chunk": chunk}
+    with Largest() as forward:
+        terms = hidden_divergence(hidden, head, torch.arange(64), [(theirs, head, 1.0)], **options)
+    with Largest() as backward:
+        (terms.logprobs + terms.divergence).sum().backward()
+    assert forward.size == backward.size == (chunk or 2**19) < 64 * 2**15
+
+
 def test_many_pieces_in_bf16_add_up_in_float32():
     hidden, head = torch.randn(256, 64, requires_grad=True), 0.3 * torch.randn(4096, 64)
     theirs, ids = torch.randn(256, 64), torch.arange(256)
@@ -122,13 +147,13 @@ def test_equal_models_have_no_divergence_and_no_gradient():
         assert terms.divergence.abs().max() < 1e-6 and gradient.abs().max() < 1e-6
 
 
-def gradient(world, batch, advantages, tmp_path, **settings):
+def gradient(world, batch, advantages, tmp_path, keep=None, **settings):
     world.student.zero_grad()
     args = OPDConfig(str(tmp_path), temperature=1.0, **settings)
-    n, every = len(batch.completions), torch.ones(len(batch.completions), dtype=torch.bool)
+    n, keep = len(batch.completions), torch.ones(len(batch.completions), dtype=torch.bool) if keep is None else keep
     ones = torch.ones(len(batch.prompts), 1)
-    guides = teacher_states([world.teacher], world.student, batch, ones, every, args)
-    step = OPDStep(batch, advantages, every, torch.full((n,), args.kl_coef), ones, guides, 1.0)
+    guides = teacher_states([world.teacher], world.student, batch, ones, keep, args)
+    step = OPDStep(batch, advantages, keep, torch.full((n,), args.kl_coef), ones, guides, 1.0)
     accumulate_gradients(world.student, step, args)
     return [p.grad.clone() for p in world.student.parameters()]
 
@@ -142,4 +167,42 @@ def test_batch_order_and_micro_batches_change_nothing(tmp_path):
     one = gradient(world, batch, advantages, tmp_path, micro_batch_rows=12)
     two = gradient(world, batch.pick(order), advantages[batch.rows(order)], tmp_path, micro_batch_rows=5)
     for a, b in zip(one, two):
+        assert torch.allclose(a, b, atol=1e-5 * a.abs().max().item() + 1e-8)
+
+
+def readings(model):
+    """Fills with the number of completions in each reading by the model's body; those of prompts do not count."""
+    found = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda body, ids, options: found.extend([len(ids[0])] * (options["past_key_values"].get_seq_length() > 0)),
+        with_kwargs=True)
+    return found
+
+
+@pytest.fixture
+def counted():
+    """The tiny world, twelve completions of four prompts, no two of them equal, and what each model has read."""
+    world = tiny_world()
+    prompts = [task["prompt"] for task in world.tasks["train"][:4]]
+    batch = rollout(world.student, world.tokenizer, prompts, num_generations=3, max_completion_length=16)
+    batch.completion_ids = torch.arange(batch.completion_ids.numel()).view_as(batch.completion_ids) + 2
+    return world, batch, [readings(model) for model in (world.teacher, world.student)]
+
+
+def test_only_kept_completions_are_read(counted, tmp_path):
+    world, batch, read = counted
+    gradient(world, batch, torch.linspace(-1, 1, 12), tmp_path, keep=torch.arange(12) % 4 == 0)
+    assert [sum(found) for found in read] == [3, 3]
+
+
+def test_equal_completions_are_read_once(counted, tmp_path, monkeypatch):
+    world, batch, read = counted
+    first = torch.tensor([0, 0, 0, 3, 4, 3, 6, 7, 7, 9, 10, 11])
+    batch.completion_ids, batch.completion_mask = batch.completion_ids[first], batch.completion_mask[first]
+    once = gradient(world, batch, torch.linspace(-1, 1, 12), tmp_path)
+    assert [sum(found) for found in read] == [8, 8]
+    monkeypatch.setattr("tinyr2.gradient.distinct", lambda batch, rows: (rows, torch.arange(len(rows))))
+    every = gradient(world, batch, torch.linspace(-1, 1, 12), tmp_path)
+    assert [sum(found) for found in read] == [8 + 12, 8 + 12]
+    for a, b in zip(once, every):
         assert torch.allclose(a, b, atol=1e-5 * a.abs().max().item() + 1e-8)

@@ -8,7 +8,18 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
+from scipy.stats import chisquare
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from tinyr2 import decoder as decoder_module, sampling
 from tinyr2.data import format_prompt, left_pad, stop_token_ids
@@ -33,12 +44,14 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-untied-bias", "one-key-head", "qwen2", "gemma"])
+@pytest.fixture(scope="module", params=["llama", "llama-untied-bias", "one-key-head", "qwen2", "mistral", "gemma"])
 def model(request, tokenizer):
     torch.manual_seed(0)
     shape = {"vocab_size": len(tokenizer), **SHAPE}
     if request.param == "qwen2":
         config = Qwen2Config(**shape)  # bias on q, k and v only
+    elif request.param == "mistral":
+        config = MistralConfig(**shape, sliding_window=None)
     elif request.param == "gemma":
         config = GemmaConfig(**shape, head_dim=16)
     else:
@@ -139,6 +152,38 @@ def test_waiting_prompts_take_free_places(model, tokenizer):
             assert rollout(model, tokenizer, asked, max_rows=rows, backend=backend, **options).completions == whole
     many = sample_many(model, tokenizer, asked, batch_rows=4, **options)
     assert sum(many, []) == whole
+
+
+@pytest.mark.parametrize("backend, kind", [("static", SharedCache), ("plain", ForkedCache)])
+def test_rows_that_have_finished_leave(tokenizer, monkeypatch, backend, kind):
+    seen, step = [], kind.step
+    monkeypatch.setattr(kind, "step", lambda self, tokens, own: seen.append(len(tokens)) or step(self, tokens, own))
+    monkeypatch.setattr(sampling, "stop_token_ids", lambda tokenizer: list(range(2, 60)))
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SHAPE)).eval()
+    batch = rollout(model, tokenizer, prompts(8), max_completion_length=24, temperature=1.0, backend=backend)
+    writing = batch.completion_mask.sum(0).tolist()[1:]  # the first token comes with the prompt
+    assert len(seen) == len(writing) and sum(seen) < 0.6 * 32 * len(seen)
+    for rows, left in zip(seen, writing):
+        assert left <= rows < left + 8 if kind is SharedCache else 0.75 * rows < left <= rows
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["static", "plain"])
+def test_two_tokens_follow_the_distribution_of_the_model(backend):
+    words = {word: i for i, word in enumerate(["<eos>", "<pad>", "\n", *"abcdefghi"])}
+    special = {"eos_token": "<eos>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(words, [])), **special)
+    shape = SHAPE | {"vocab_size": 12, "initializer_range": 0.15}  # many pairs that are likely enough to be counted
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape)).eval()
+    batch = rollout(model, tokenizer, ["abc"], num_generations=10_000, max_completion_length=2, temperature=0.7,
+                    backend=backend)
+    each = torch.cat([batch.prompt_ids.expand(12, -1), torch.arange(12)[:, None]], 1)
+    first, second = (model.double()(each).logits[:, -2:] / 0.7).softmax(-1).unbind(1)
+    second[0] = torch.eye(12)[1]  # padding after a stop token
+    exact = 10_000 * (first[0, :, None] * second).flatten()
+    seen, often = torch.bincount(batch.completion_ids @ torch.tensor([12, 1]), minlength=144), exact >= 5
+    pooled = [torch.cat([x[often], x[~often].sum()[None]]) for x in (seen, exact)]
+    assert chisquare(*pooled).pvalue > 1e-4
 
 
 def test_two_stages_draw_as_one():

@@ -200,6 +200,7 @@ def test_wrong_settings_are_reported_together():
         OPDConfig("x", reward_coef=0.0, kl_coef=0.0, temperature=0.0, selection="best", gamma=1.0, lmbda=0.5)
     for name in ("reward_coef: expected one of", "temperature: expected", "selection: expected", "lmbda: expected"):
         assert name in str(error.value)
+    assert OPDConfig("x").optim == "adamw_torch_fused"
 
 
 def test_a_reward_of_trl_works_here(world, tmp_path):

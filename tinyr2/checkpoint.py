@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['publish', 'damage', 'checkpoints', 'newest_whole', 'pack', 'unpack', 'random_state', 'set_random_state', 'part_state',
-           'restore_part', 'fingerprint', 'identity', 'differences', 'OPDTrainer']
+           'restore_part', 'fingerprint', 'identity', 'differences', 'OPDTrainer', 'check_run']
 
 # %% ../nbs/09_checkpointing.ipynb #d6260dc6
 import contextlib
@@ -33,6 +33,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from . import trainer as _trainer
+from .environment import check_place
 from .gradient import OPDConfig, OPDStep, give_back
 from .sampling import Rollout
 
@@ -328,13 +329,26 @@ def _write(trainer, folder: Path, states: list[dict]) -> None:
     save_file(tensors, folder / "state.safetensors")
 
 # %% ../nbs/09_checkpointing.ipynb #a9ef485c
+def check_run(args: OPDConfig, asked: bool | str | Path | None = None) -> None:
+    """Raise ValueError or OSError for what `train(asked)` would refuse, before models are loaded for it."""
+    run, limit = Path(args.output_dir), args.save_total_limit
+    if limit is not None and limit < 1:
+        raise ValueError(f"save_total_limit: expected 1 or more, or None to keep all checkpoints, got {limit}")
+    check_place("output_dir", run, folder=True)
+    if not asked and (found := checkpoints(run)):
+        raise FileExistsError(f"{run} holds {found[0].name} of an earlier run: train(resume_from_checkpoint=True) "
+                              "goes on from it; a new run needs another output_dir")
+    if asked and asked is not True and (found := checkpoints(Path(asked))):
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{asked} is the folder of a run; give one of its checkpoints ({names}), or True for the "
+                         "newest whole one of output_dir")
+
+# %% ../nbs/09_checkpointing.ipynb #a9ef485d
 def _choose(self: OPDTrainer, asked: bool | str | None) -> Path | None:
-    """The checkpoint to go on from; None for a new run. Raises FileExistsError, ValueError, RuntimeError."""
+    """The checkpoint to go on from; None for a new run. Raises OSError, ValueError, RuntimeError."""
     run = Path(self.args.output_dir)
+    check_run(self.args, asked)
     if not asked:
-        if found := checkpoints(run):
-            raise FileExistsError(f"{run} holds {found[0].name} of an earlier run: train(resume_from_checkpoint=True) "
-                                  "goes on from it; a new run needs another output_dir")
         return None
     if asked is not True:
         if fault := damage(Path(asked)):

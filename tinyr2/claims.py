@@ -1201,15 +1201,16 @@ class _ArticleTrainer(Trainer):
 @functools.cache
 def _run() -> tuple[Trainer, Path]:
     """A run of two steps, with a checkpoint after each."""
-    folder = tempfile.mkdtemp()
+    folder = tempfile.TemporaryDirectory()  # removed when the process ends
     args = transformers.TrainingArguments(
-        folder, max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to="none", disable_tqdm=True,
+        folder.name, max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to="none", disable_tqdm=True,
         use_cpu=True, logging_strategy="no", dataloader_pin_memory=False, seed=0)  # fmt: skip
     rows = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 4
     trainer = _ArticleTrainer(_llama(bos_token_id=1, eos_token_id=2), args, train_dataset=rows)
     with redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         trainer.train()
-    return trainer, Path(folder)
+    trainer.folder = folder
+    return trainer, Path(folder.name)
 
 
 @settles("C095", "the files of a checkpoint: scheduler, random states, trainer state and settings too")

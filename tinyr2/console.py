@@ -10,19 +10,23 @@ __all__ = ['EvalArguments', 'named_tasks', 'eval_cli', 'TrainArguments', 'measur
 import json
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from transformers import HfArgumentParser
 from trl import TrlParser
 
 from . import reward
+from .checkpoint import check_run
 from .diagnostics import OPDTrainer
 from .data import load_tasks
-from .environment import load_model, load_tokenizer, pick_device, record
+from .environment import at_least, check_key, check_place, command, load_model, load_tokenizer, pick_device
+from .environment import record
 from .evaluation import Evaluation, by_tag, compare, describe, divergence_from, evaluate, load_benchmark, measures
 from .formats import read_any_tasks
 from .gradient import OPDConfig
@@ -59,6 +63,18 @@ def named_tasks(name: str) -> list[dict]:
     return load_tasks(name) if name in ("train", "validation", "test") else read_any_tasks(name)
 
 # %% ../nbs/11_train_and_eval.ipynb #7b48235c
+def _eval_arguments(words: list[str] | None) -> EvalArguments:
+    """What the words say; refused here if it could only fail later."""
+    (args,) = HfArgumentParser(EvalArguments).parse_args_into_dataclasses(words)
+    at_least(1, num_samples=args.num_samples, max_completion_length=args.max_completion_length, limit=args.limit)
+    at_least(0, temperature=args.temperature, seed=args.seed)
+    if args.record_as is not None:
+        check_key(args.record_as)
+    if args.output:
+        check_place("output", args.output)
+    return args
+
+
 def _evaluate(name: str, tasks: list[dict], args: EvalArguments) -> Evaluation:
     """Evaluate the model of that name as the arguments say."""
     options = {"temperature": args.temperature, "seed": args.seed}
@@ -79,9 +95,10 @@ def _print_tags(tasks: list[dict], result: Evaluation) -> dict[str, dict]:
     return tables
 
 # %% ../nbs/11_train_and_eval.ipynb #e8134a25
+@command("tinyr2-eval", EvalArguments)
 def eval_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-eval`."""
-    (args,) = HfArgumentParser(EvalArguments).parse_args_into_dataclasses(argv)
+    args = _eval_arguments(argv)
     if args.runs:
         words = sys.argv[1:] if argv is None else argv
         print(json.dumps(found := average_runs(args.runs, args.record_as, "tinyr2-eval " + " ".join(words))))
@@ -135,15 +152,34 @@ def measure(model, tokenizer, args: TrainArguments, config: OPDConfig) -> dict[s
 
 # %% ../nbs/11_train_and_eval.ipynb #c3aa0593
 def _with_preset(words: list[str]) -> list[str]:
-    """The settings of `--preset NAME` in front of the other words, which so have the last say."""
-    if "--preset" not in words:
-        return list(words)
-    name = [*words, ""][words.index("--preset") + 1]
-    if name not in PRESETS:
+    """The settings of a preset, of `--preset` or of the `--config` file, in front: the other words have the last say.
+
+    A file's own settings have it too over the file's preset.
+    """
+    parser = ArgumentParser("tinyr2-train", add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--config"):
+        parser.add_argument(flag, nargs="?", const="")
+    found, rest = parser.parse_known_args(words)
+    file = {} if found.config is None else _config_file(found.config)
+    rest += [] if found.config is None else ["--config", found.config]
+    name, own = (file.get("preset"), set(file)) if found.preset is None else (found.preset, set())
+    if name is None:
+        return rest
+    if str(name) not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return [word for key, value in PRESETS[name].items() for word in (f"--{key}", str(value))] + list(words)
+    settings = {key: value for key, value in PRESETS[name].items() if key not in own}
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))] + rest + ["--preset", name]
 
 
+def _config_file(path: str) -> dict:
+    """The settings in a YAML file; what is no mapping is left for the parser to refuse."""
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: {path} is not valid YAML ({error})") from error
+    return found if isinstance(found, dict) else {}
+
+# %% ../nbs/11_train_and_eval.ipynb #c3aa0594
 def _named_rewards(names: list[str]) -> list[Callable]:
     """Reward functions by their names in `tinyr2.reward`."""
     known = {name: f for name, f in vars(reward).items() if name.endswith("_reward")}
@@ -151,20 +187,40 @@ def _named_rewards(names: list[str]) -> list[Callable]:
         raise ValueError(f"rewards: {unknown} not among {', '.join(sorted(known))}")
     return [known[name] for name in names]
 
+
+_SAID = {"true": True, "yes": True, "1": True} | dict.fromkeys(("false", "no", "0", "none", ""))
+
+
+def _train_arguments(words: list[str]) -> tuple[TrainArguments, OPDConfig]:
+    """What the words say; refused here if it could only fail later."""
+    parser = TrlParser((TrainArguments, OPDConfig), allow_abbrev=False)
+    args, config = parser.parse_args_and_config(_with_preset(words))
+    at_least(1, num_samples=args.num_samples)
+    at_least(0, seed=config.seed)
+    if config.max_steps == 0 or config.max_steps < -1:
+        raise ValueError(f"max_steps: expected 1 or more, or -1 for num_train_epochs, got {config.max_steps}")
+    if args.record_as is not None:
+        check_key(args.record_as)
+    asked = config.resume_from_checkpoint
+    config.resume_from_checkpoint = _SAID.get(str(asked).lower(), asked)
+    check_run(config, config.resume_from_checkpoint)
+    return args, config
+
 # %% ../nbs/11_train_and_eval.ipynb #e37ef859
+@command("tinyr2-train", TrainArguments, OPDConfig)
 def train_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-train`."""
     words = sys.argv[1:] if argv is None else argv
-    args, config = TrlParser((TrainArguments, OPDConfig)).parse_args_and_config(_with_preset(words))
+    args, config = _train_arguments(words)
+    rewards = _named_rewards(args.rewards or ["tests_reward"])
     tasks, tokenizer = named_tasks(args.tasks), load_tokenizer(args.model)
     model, teacher = (load_model(name, device=config.device) for name in (args.model, args.teacher or args.model))
-    rewards = _named_rewards(args.rewards or ["tests_reward"])
     trainer = OPDTrainer(model, teacher, rewards, config, train_dataset=tasks, processing_class=tokenizer,
                          teacher_processing_class=load_tokenizer(args.teacher or args.model))  # fmt: skip
     before = measure(model, tokenizer, args, config)
     start, cpu = time.time(), time.process_time()
-    trainer.train({"true": True}.get(str(config.resume_from_checkpoint).lower(), config.resume_from_checkpoint))
-    results = {"command": "tinyr2-train " + " ".join(words), "seed": config.seed, "steps": config.max_steps}
+    trainer.train(config.resume_from_checkpoint)
+    results = {"command": "tinyr2-train " + " ".join(words), "seed": config.seed, "steps": trainer.state.global_step}
     results |= {"train_seconds": time.time() - start, "train_cpu_seconds": time.process_time() - cpu}
     trainer.save_model()
     tokenizer.save_pretrained(config.output_dir)

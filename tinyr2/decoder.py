@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'SMALL', 'unsupported', 'merged_weight', 'Matrix', 'Decoder', 'ForkedCache', 'compiled', 'kernels',
-           'SharedCache', 'new_cache']
+           'compile_seconds', 'SharedCache', 'new_cache']
 
 # %% ../nbs/07_decoder.ipynb #6aaa7fd7
 import ctypes
@@ -51,6 +51,12 @@ def unsupported(model: PreTrainedModel) -> str | None:
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if any(type(part).__module__.startswith("peft.") for part in ends):
         return "adapters on the head or the embedding"
+    if getattr(ends[1], "bias", None) is not None:
+        return "a bias on the head"
+    parts = [part for name, part in model.get_decoder().layers[0].named_modules() if name.endswith("_proj")]
+    if not all(isinstance(weight := getattr(part, "weight", None), torch.Tensor) and weight.is_floating_point()
+               for part in parts):  # fmt: skip
+        return "weights that are no floating-point tensors"
     return None
 
 # %% ../nbs/07_decoder.ipynb #f5684f55
@@ -107,7 +113,8 @@ class Decoder:
         self.layers = [self._fuse(layer) for layer in body.layers]
         self.final_norm = self._norm(body.norm)
         head = model.get_output_embeddings().weight
-        self.head, self.head_rows = self._matrix(head), len(head)
+        tied = head is body.embed_tokens.weight and not self.gemma
+        self.head, self.head_rows = self._matrix(self.embedding if tied else head), len(head)
         self.table = self._table() if self.small else None
 
 # %% ../nbs/07_decoder.ipynb #b4d54f31
@@ -131,10 +138,10 @@ def _fuse(self: Decoder, layer) -> dict:
     bias = torch.cat([p.bias for p in qkv]) if a.q_proj.bias is not None else None
     return {
         "norm1": self._norm(layer.input_layernorm),
-        "qkv": self._matrix(torch.cat([merged_weight(p) for p in qkv]), bias),
+        "qkv": self._matrix(torch.cat([merged_weight(p).to(self.dtype) for p in qkv]), bias),
         "o": self._matrix(merged_weight(a.o_proj), a.o_proj.bias),
         "norm2": self._norm(layer.post_attention_layernorm),
-        "gate_up": self._matrix(torch.cat([merged_weight(m.gate_proj), merged_weight(m.up_proj)])),
+        "gate_up": self._matrix(torch.cat([merged_weight(p).to(self.dtype) for p in (m.gate_proj, m.up_proj)])),
         "down": self._matrix(merged_weight(m.down_proj)),
     }
 
@@ -533,6 +540,14 @@ def kernels() -> dict[str, ctypes._CFuncPtr] | None:
     """The compiled functions of this notebook."""
     return compiled(_SOURCE, _SIGNATURES)
 
+# %% ../nbs/07_decoder.ipynb #1319be99
+def compile_seconds() -> float | None:
+    """Seconds that the compiler took for these functions, whenever that was; None without them."""
+    if not kernels():
+        return None
+    library = _build(_TYPES + _SOURCE)
+    return library.stat().st_mtime - library.with_suffix(".cpp").stat().st_mtime
+
 # %% ../nbs/07_decoder.ipynb #6c5f89b9
 class SharedCache:
     """Keys and values of up to `prompts` prompts of `width` tokens, and of `groups` rows of each with `length` more."""
@@ -571,7 +586,8 @@ class SharedCache:
 # %% ../nbs/07_decoder.ipynb #2c71d1e7
 def _kept(self: SharedCache, left: int) -> int:
     """How many rows to go on with when `left` have not finished."""
-    return min(-(-left // 8) * 8, len(self.place))
+    size = 8 if self.decoder.small or torch.get_num_threads() == 1 else 4
+    return min(-(-left // size) * size, len(self.place))
 
 
 def _keep(self: SharedCache, index: torch.Tensor) -> None:

@@ -4,11 +4,16 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'versions', 'pick_device', 'attention_backend', 'steady_attention', 'use_style', 'figures_dir', 'save_fig',
-           'set_seed', 'cache_dir', 'load_tokenizer', 'load_model', 'machine', 'read_records', 'record']
+           'set_seed', 'cache_dir', 'load_tokenizer', 'load_model', 'machine', 'read_records', 'check_key', 'record',
+           'command', 'at_least', 'check_place']
 
 # %% ../nbs/00_environment.ipynb #454283fd
+import ast
 import contextlib
+import dataclasses
 import datetime
+import difflib
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -18,11 +23,14 @@ import platform
 import random
 import re
 import shutil
+import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# %% ../nbs/00_environment.ipynb #454283fe
 with warnings.catch_warnings():  # tqdm.auto, which transformers uses, warns in a notebook without ipywidgets
     warnings.filterwarnings("ignore", message="IProgress not found")
     import tqdm.auto  # noqa: F401
@@ -30,6 +38,7 @@ with warnings.catch_warnings():  # tqdm.auto, which transformers uses, warns in 
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import modeling_gguf_pytorch_utils as gguf_utils
 from transformers.utils import is_flash_attn_2_available
@@ -39,7 +48,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 if TYPE_CHECKING:  # loaded by whoever draws
     from matplotlib.figure import Figure
-
 
 # %% ../nbs/00_environment.ipynb #683463db
 def versions() -> dict[str, str]:
@@ -201,6 +209,26 @@ def _smollm2_folder() -> Path:
     return folder
 
 # %% ../nbs/00_environment.ipynb #1367b2a1
+def _folder_fault(folder: Path, auto_class: type, error: Exception) -> str:
+    """Why nothing could be loaded from a folder, naming the file where it can be told, and what to do."""
+    saved = sorted((path.name for path in folder.glob("checkpoint-*")), key=lambda name: (len(name), name))
+    known = f"; it holds {', '.join(saved)}: give one of them" if saved else ""
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return f"config.json is missing; expected a folder made by save_pretrained{known}"
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    continue
+            if re.search("config|token|index", path.name):
+                json.loads(path.read_text(encoding="utf-8"))
+        except Exception as fault:  # safetensors has one of its own
+            return f"{path.name} cannot be read ({fault}); copy the folder again{known}"
+    if auto_class is AutoTokenizer and not any(folder.glob("*token*")):
+        return f"it has no tokenizer; tokenizer.save_pretrained({str(folder)!r}) puts one there{known}"
+    return f"{type(error).__name__}: {error}{known}"
+
+# %% ../nbs/00_environment.ipynb #1367b2a0
 def _from_pretrained(auto_class: type, name: str, **options):
     """`auto_class.from_pretrained` for a tinyr2 name, a folder or a Hub id, quiet and with a clear error."""
     local = name == "smollm2-135m" or Path(name).is_dir()
@@ -208,11 +236,15 @@ def _from_pretrained(auto_class: type, name: str, **options):
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             return auto_class.from_pretrained(str(source), local_files_only=local, **options)
-    except OSError as error:
+    except ImportError:  # it names the package
+        raise
+    except Exception as error:  # every library has its own
+        if local:
+            raise ValueError(f"model {name!r}: {_folder_fault(Path(source), auto_class, error)}") from error
         raise OSError(f"no model {name!r}: expected 'smollm2-135m', a folder made by save_pretrained, or "
                       f"a Hub id that is in the local cache or can be downloaded ({error})") from error
 
-
+# %% ../nbs/00_environment.ipynb #1367b2a3
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of "smollm2-135m", of a local folder or of a Hub id; pad falls back to EOS."""
     tokenizer = _from_pretrained(AutoTokenizer, name)
@@ -225,10 +257,19 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, device: str | torc
                attention: str = "sdpa") -> PreTrainedModel:
     """The causal language model of "smollm2-135m", of a local folder or of a Hub id, in eval mode.
 
-    `attention` goes to transformers as `attn_implementation` (see `attention_backend`). Loading leaves
-    torch's random state as it was. Raises OSError when the model is neither local nor reachable.
+    `attention` goes to transformers as `attn_implementation` (see `attention_backend`). Loading leaves torch's random
+    state as it was. Raises OSError for a model that is neither local nor reachable, ValueError for files that are
+    damaged, lack a tensor, or hold one of another shape than their config.json says.
     """
-    model = _from_pretrained(AutoModelForCausalLM, name, dtype=dtype, attn_implementation=attention)
+    options = {"attn_implementation": attention, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _from_pretrained(AutoModelForCausalLM, name, dtype=dtype, **options)
+    if missing := sorted(info["missing_keys"]):
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"model {name!r}: tensor {missing[0]} is missing in its files and would be random{more}; "
+                         "copy the folder again")
+    for key, held, wanted in sorted(info["mismatched_keys"]):
+        raise ValueError(f"model {name!r}: tensor {key} is {tuple(held)} in its files, {tuple(wanted)} by its "
+                         "config.json; copy the folder again")
     return model.to(device).eval()
 
 # %% ../nbs/00_environment.ipynb #208c709a
@@ -249,9 +290,19 @@ def read_records() -> dict[str, dict]:
     """All run records of `figures/results.json`, by key; empty when there is no file yet."""
     path = figures_dir() / "results.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except json.JSONDecodeError as error:
+        records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); restore it from git or delete it") from error
+    if not isinstance(records, dict):
+        raise ValueError(f"{path}: expected an object, got {type(records).__name__}; restore it from git or delete it")
+    return records
+
+
+def check_key(key: str) -> None:
+    """Raise now what `record` would raise later for keys that begin with `key`, or for an unreadable file."""
+    if not re.fullmatch(r"[\w@-]+(\.[\w@-]+)*", key):
+        raise ValueError(f"record key {key!r}: expected words joined by dots, as in 'tiny.greedy'")
+    read_records()
 
 # %% ../nbs/00_environment.ipynb #198960d7
 def record(key: str, value: object, *, ci95: tuple[float, float] | None = None, n: int | None = None,
@@ -275,3 +326,65 @@ def record(key: str, value: object, *, ci95: tuple[float, float] | None = None, 
         records = {**read_records(), key: entry}
         text = json.dumps(records, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         _write_atomic(figures_dir() / "results.json", text.encode())
+
+# %% ../nbs/00_environment.ipynb #5709f956
+_MENDABLE = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)  # by the user, as a rule
+
+
+def _unknown_flag(error: BaseException, kinds: tuple[type, ...]) -> str:
+    """The parser's complaint about words it does not know, with the flag that was perhaps meant; "" for others."""
+    found = re.search(r"(?:by the HfArgumentParser|from config file): (\[.*\])", str(error))
+    if not found:
+        return ""
+    words = ast.literal_eval(found[1])
+    flag = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+    if flag is None:
+        return f"unexpected word {words[0]!r}; a flag begins with --"
+    near = difflib.get_close_matches(flag, [f"--{f.name}" for kind in kinds for f in dataclasses.fields(kind)], 1)
+    return f"unknown flag {flag}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
+
+# %% ../nbs/00_environment.ipynb #5709f957
+def command(name: str, *kinds: type) -> Callable:
+    """Decorator of a console entry `f(argv=None)`; its flags are the fields of the dataclasses `kinds`.
+
+    Without `argv` a mistake is one line on stderr and status 2, Ctrl-C one line and status 130. With `argv`, or with
+    TINYR2_TRACEBACK=1 in the environment, it raises. An unknown flag is answered with the nearest known one.
+    """
+    def decorate(entry: Callable) -> Callable:
+        @functools.wraps(entry)
+        def run(argv: list[str] | None = None):
+            try:
+                return entry(argv)
+            except (*_MENDABLE, KeyboardInterrupt) as error:
+                told = _unknown_flag(error, kinds)
+                if argv is not None or os.environ.get("TINYR2_TRACEBACK", "0") not in ("", "0"):
+                    if told:
+                        raise ValueError(told) from error
+                    raise
+                stopped = isinstance(error, KeyboardInterrupt)
+                text = "stopped" if stopped else told or str(error) or type(error).__name__
+                print(f"{name}: {text}", file=sys.stderr)
+                raise SystemExit(130 if stopped else 2) from None
+
+        return run
+
+    return decorate
+
+# %% ../nbs/00_environment.ipynb #5709f958
+def at_least(least: float, **values: float | None) -> None:
+    """Raise ValueError for the first value below `least`, by its name; None passes."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name}: expected {least} or more, got {value}")
+
+
+def check_place(name: str, path: str | Path, folder: bool = False) -> None:
+    """Raise OSError unless `path` can be written, a file or a `folder`; makes the folders it needs."""
+    home = Path(path) if folder else Path(path).parent
+    if Path(path).is_dir() and not folder:
+        raise IsADirectoryError(f"{name}: {path} is a folder, expected a file")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        raise OSError(f"{name}: {home} is no folder that can be written to ({error.strerror})") from error

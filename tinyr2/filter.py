@@ -311,18 +311,27 @@ def filter_corpus(config: FilterConfig, progress: bool = False) -> list[dict]:
     return attrition
 
 # %% ../nbs/02_data_filter.ipynb #2b9420b5
-def filter_cli(arguments: list[str] | None = None) -> None:
-    """tinyr2-filter: the flags are the fields of FilterConfig; one argument ending in .yaml is read as a config."""
+def _filter(arguments: list[str]) -> None:
+    """What `tinyr2-filter` does; every mistake raises."""
     from transformers import HfArgumentParser
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     parser = HfArgumentParser(FilterConfig, prog="tinyr2-filter", description="Filter Python files in three rounds.")
     one_file = len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml"))
     (config,) = parser.parse_yaml_file(arguments[0]) if one_file else parser.parse_args_into_dataclasses(arguments)
-    try:
-        attrition = filter_corpus(config, progress=sys.stderr.isatty())
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"tinyr2-filter: {error}") from error
+    attrition = filter_corpus(config, progress=sys.stderr.isatty())
     for line in attrition:
         print(f"{line['round']:11} {line['in']:6} in {line['out']:6} out  {line['why']}")
     print(f"{attrition[-1]['out']} files in {Path(config.output_dir, 'kept.jsonl')}")
+
+
+def filter_cli(arguments: list[str] | None = None) -> None:
+    """tinyr2-filter: the flags are the fields of FilterConfig; one argument ending in .yaml is read as a config."""
+    try:
+        _filter(sys.argv[1:] if arguments is None else arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        from tinyr2.environment import command  # with torch, for which only an error waits
+
+        def again(_, error=error):
+            raise error
+
+        command("tinyr2-filter", FilterConfig)(again)(arguments)

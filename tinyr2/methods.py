@@ -28,6 +28,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from .data import format_prompt
+from .environment import at_least, check_place, command
 from .evaluation import divergence_from
 from .gradient import OPDConfig
 from .objective import PRESETS
@@ -215,9 +216,12 @@ class MethodsArguments:
     output: str = field(default="figures/methods.jsonl", metadata={"help": "Where the runs are kept."})
 
 
+@command("tinyr2-methods", MethodsArguments)
 def methods_cli(argv: list[str] | None = None) -> dict:
     """Entry point of `tinyr2-methods`: make the runs that are missing, print the table, JSON on the last line."""
     (args,) = HfArgumentParser(MethodsArguments).parse_args_into_dataclasses(argv)
+    at_least(1, seeds=args.seeds, steps=args.steps, workers=args.workers)
+    check_place("output", args.output)
     names, budget = args.methods or list(METHODS), Budget(steps=args.steps)
     if unknown := sorted(set(names) - set(METHODS)):
         raise ValueError(f"methods: {unknown} not among {', '.join(METHODS)}")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from .data import extract_program, validate_record
-from .environment import _write_atomic, load_model, load_tokenizer, record
+from .environment import _write_atomic, at_least, check_place, command, load_model, load_tokenizer, record
 from .functions import licence_of, source_files
 from .honest_tests import distinct, held_out_overlap, tasks_from
 from .reward import tests_reward
@@ -171,15 +171,19 @@ def collect_records(tasks: list[dict], args: RecordArguments) -> tuple[list[dict
     return sorted(records, key=lambda row: row["task_id"]), sum((Counter(line["why"]) for line in lines), Counter())
 
 # %% ../nbs/07_task_records.ipynb #dd95921c
+@command("tinyr2-records", RecordArguments)
 def records_cli(argv: list[str] | None = None) -> int:
     """Entry point of `tinyr2-records`."""
     (args,) = HfArgumentParser(RecordArguments).parse_args_into_dataclasses(argv)
+    at_least(0, limit=args.limit, num_generations=args.num_generations, temperature=args.temperature, seed=args.seed)
+    at_least(1, max_completion_length=args.max_completion_length)
+    check_place("output", args.output)
+    check_place("work_dir", args.work_dir, folder=True)
     tasks, attrition = collect_tasks(args)
     rows = tasks
     if args.num_generations:
         rows, attrition["has replies"] = collect_records(tasks, args)
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     _write_atomic(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
     for stage, why in attrition.items():
         print(f"{stage:24}{why['kept']:7} kept  " + ", ".join(f"{n} {k}" for k, n in why.items() if k != "kept"))

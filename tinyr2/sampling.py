@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,11 @@ def _named_seed(seed: int, step: int, prompt: str, sample: int) -> int:
 
 
 def counter_uniforms(seed: int, step: int, prompt: str, sample: int, length: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for one sample, `[length]`; they depend on the arguments and nothing else."""
+    """Uniform numbers in [0, 1) for one sample, `[length]`; they depend on the arguments and nothing else.
+
+    PyTorch's generator uses the lowest 32 bits of the seed: of 77,000 samples two share their numbers with
+    probability one half.
+    """
     generator = torch.Generator().manual_seed(_named_seed(seed, step, prompt, sample))
     return torch.rand(length, generator=generator, dtype=torch.float32)
 
@@ -269,10 +274,8 @@ def _generate_in_parts(model, ids, mask, num_generations, *options_and_rows):
 BACKENDS = ("auto", "static", "plain", "hf", "vllm")
 
 
-def _backend(model: PreTrainedModel, prompts: list[str], backend: str) -> str:
+def _backend(model: PreTrainedModel, backend: str) -> str:
     """Which backend samples; "auto" resolved."""
-    if not prompts:
-        raise ValueError("prompts: expected at least one prompt, got an empty list")
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, got {backend!r}")
     if backend == "vllm" and not importlib.util.find_spec("vllm"):
@@ -285,6 +288,31 @@ def _backend(model: PreTrainedModel, prompts: list[str], backend: str) -> str:
     if reason:
         logger.warning("rollout: %s, using generate()", reason)
     return "hf" if reason else "static"
+
+# %% ../nbs/07_rollout.ipynb #c2b7a4da
+def _expect_inputs(tokenizer, prompts: list[str], num_generations: int, max_completion_length: int,
+                   temperature: float) -> None:  # fmt: skip
+    """Raises ValueError for what cannot be sampled."""
+    if not prompts:
+        raise ValueError("prompts: expected at least one prompt, got an empty list")
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts: expected a list of texts, got {str(prompts):.60}")
+    if tokenizer.pad_token_id is None:
+        raise ValueError("tokenizer.pad_token_id: expected an id, got None; set tokenizer.pad_token")
+    for name, value in (("num_generations", num_generations), ("max_completion_length", max_completion_length)):
+        if not (value >= 1 and value == int(value)):
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if not (temperature == 0 or 1e-6 <= temperature < math.inf):
+        raise ValueError(f"temperature: expected 0 (greedy) or a finite number of at least 1e-6, got {temperature!r}")
+
+
+def _expect_room(model: PreTrainedModel, encoded: list[list[int]], length: int) -> None:
+    """Raises ValueError where a prompt and its completion are longer than the model's context."""
+    longest, room = max(map(len, encoded)), getattr(model.config, "max_position_embeddings", None) or math.inf
+    if longest + length > room:
+        at = [len(ids) for ids in encoded].index(longest)
+        raise ValueError(f"prompts[{at}]: {longest} tokens and {length} to be written are more than the model's "
+                         f"{room} positions; shorten it or max_completion_length")  # fmt: skip
 
 # %% ../nbs/07_rollout.ipynb #9a4e1c75
 _ENGINE: dict = {}  # the model that sampled last, and vLLM's engine for it
@@ -341,9 +369,11 @@ def rollout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
     is our decoder's (default: the model's). About `max_rows` completions are written at a time (whole prompts; not by
     vllm). Raises ValueError, and FloatingPointError where logits are no numbers.
     """
-    backend = _backend(model, prompts, backend)
+    _expect_inputs(tokenizer, prompts, num_generations, max_completion_length, temperature)
+    backend = _backend(model, backend)
     texts = [format_prompt(tokenizer, prompt) for prompt in prompts]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    _expect_room(model, encoded, max_completion_length)
     ids, mask = (x.to(model.device) for x in left_pad(encoded, tokenizer.pad_token_id))
     stop_ids, pad_id, length = stop_token_ids(tokenizer), tokenizer.pad_token_id, max_completion_length
     if backend == "hf":

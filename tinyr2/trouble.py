@@ -57,14 +57,16 @@ def _fault(name: str, claims: str = "", article: str = ""):
 # %% ../nbs/10_trouble.ipynb #536c0922
 def tiny_trainer(world: TinyWorld, cls=OPDTrainer, student=None, tokenizer=None, rewards=tests_reward, rows=None,
                  callbacks=(), **settings) -> OPDTrainer:  # fmt: skip
-    """A quiet trainer of a copy of the tiny student, in a new folder."""
+    """A quiet trainer of a copy of the tiny student, in a new folder that goes when the trainer goes."""
+    folder = tempfile.TemporaryDirectory()
     plain = dict(max_steps=6, per_device_train_batch_size=4, max_completion_length=64, temperature=1.0, use_cpu=True,
                  learning_rate=5e-4, micro_batch_rows=32, disable_tqdm=True, report_to="none")  # fmt: skip
-    args = OPDConfig(tempfile.mkdtemp(), **plain | settings)
+    args = OPDConfig(folder.name, **plain | settings)
     trainer = cls(student or copy.deepcopy(world.student), copy.deepcopy(world.teacher), rewards, args,
                   rows or world.tasks["train"], processing_class=tokenizer or copy.deepcopy(world.tokenizer),
                   callbacks=list(callbacks), preflight=False)  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    trainer.folder = folder
     return trainer
 
 

