@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from .data import encode_completion, encode_prompt
 from .environment import _quiet
+from .hardware import fast_bf16
 from .reward import tests_reward
 from .sampling import sample_many
 
@@ -75,8 +76,8 @@ def warm_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows:
         examples.append({"input_ids": prompt + reply, "labels": [-100] * len(prompt) + reply})
     use_cache = model.config.use_cache  # the Trainer switches it off, and generation needs it
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        cpu = model.device.type == "cpu"
-        quick = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "bf16": not cpu,
+        cpu, bf16 = model.device.type == "cpu", model.device.type != "cpu" and fast_bf16(model.device)
+        quick = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "bf16": bf16,
                  "use_cpu": cpu, "gradient_checkpointing": None, "max_length": None}  # fmt: skip
         args = SFTConfig(**{"output_dir": folder, **quick, **settings})
         rows = datasets.Dataset.from_list(examples)

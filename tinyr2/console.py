@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EvalArguments', 'named_tasks', 'eval_cli', 'TrainArguments', 'measure', 'train_cli', 'table_rows', 'report',
-           'side_measures', 'average_runs']
+           'side_measures', 'chosen', 'environment_report', 'env_cli', 'average_runs']
 
 # %% ../nbs/11_train_and_eval.ipynb #cd1a9af4
 import json
+import platform
 import sys
 import time
 from argparse import ArgumentParser
@@ -25,13 +26,17 @@ from . import reward
 from .checkpoint import check_run
 from .diagnostics import OPDTrainer
 from .data import load_tasks
-from .environment import at_least, check_key, check_place, command, load_model, load_tokenizer, pick_device
-from .environment import record
+from .decoder import kernels_work
+from .environment import at_least, attention_backend, cache_dir, check_key, check_place, command, load_model
+from .environment import load_tokenizer, machine, pick_device, record, versions
 from .evaluation import Evaluation, by_tag, compare, describe, divergence_from, evaluate, load_benchmark, measures
 from .formats import read_any_tasks
 from .gradient import OPDConfig
+from .hardware import FINDINGS, SMALL, bf16_gain, choose_dtype, cpu_features, cpu_setting, fast_bf16, packs
 from .intervals import difference_ci, rate_ci
 from .objective import PRESETS
+from .sampling import drawing_kernels
+from .sandbox import Sandbox, SandboxError
 
 # %% ../nbs/11_train_and_eval.ipynb #8065d7e6
 def _flag(default, text: str):
@@ -51,7 +56,8 @@ class EvalArguments:
     max_completion_length: int = _flag(96, "Tokens per sample.")
     limit: int | None = _flag(None, "Only the first tasks.")
     seed: int = _flag(1, "Names the sampling noise.")
-    bf16: bool = _flag(True, "Decode in bfloat16.")
+    bf16: bool | None = _flag(None, "Decode in bfloat16 (default: where it is fast and the model is large).")
+    sandbox: str | None = _flag(None, "Settings of the sandbox as JSON; or one by one, as in --sandbox.timeout 5.")
     by_tag: bool = _flag(False, "Also parse rate, branch coverage, PEP 8 and length, by tag.")
     output: str | None = _flag(None, "Write every outcome to this JSON file.")
     runs: list[str] | None = _flag(None, "Instead: folders of finished training runs, one per seed, to average.")
@@ -79,7 +85,7 @@ def _evaluate(name: str, tasks: list[dict], args: EvalArguments) -> Evaluation:
     """Evaluate the model of that name as the arguments say."""
     options = {"temperature": args.temperature, "seed": args.seed}
     options["num_samples"] = args.num_samples if args.temperature else 1  # greedy samples are all alike
-    options["dtype"] = torch.bfloat16 if args.bf16 else None
+    options["dtype"] = "auto" if args.bf16 is None else torch.bfloat16 if args.bf16 else None
     options["max_completion_length"] = args.max_completion_length
     return evaluate(load_model(name, device=pick_device()), load_tokenizer(name), tasks, **options)
 
@@ -217,6 +223,7 @@ def train_cli(argv: list[str] | None = None) -> dict:
     model, teacher = (load_model(name, device=config.device) for name in (args.model, args.teacher or args.model))
     trainer = OPDTrainer(model, teacher, rewards, config, train_dataset=tasks, processing_class=tokenizer,
                          teacher_processing_class=load_tokenizer(args.teacher or args.model))  # fmt: skip
+    config = trainer.args  # with the number type that was chosen
     before = measure(model, tokenizer, args, config)
     start, cpu = time.time(), time.process_time()
     trainer.train(config.resume_from_checkpoint)
@@ -274,6 +281,62 @@ def side_measures(results: dict) -> dict[str, float]:
     for part in ("before", "after") if "held-out" in results else ():
         out[f"characters.{part}"] = results["held-out"]["characters"][part]["value"]
     return out
+
+# %% ../nbs/11_train_and_eval.ipynb #94d8a3b7
+def chosen(device: torch.device | str = "cpu") -> str:
+    """The number type that is chosen on this device, and why, in one line."""
+    if torch.device(device).type != "cpu":
+        return "bfloat16" if fast_bf16(device) else "float32 (bfloat16 is only imitated here)"
+    name = str(choose_dtype("auto")).removeprefix("torch.")
+    gains = ", ".join(f"{gain:.2f}" for gain in bf16_gain())
+    return f"{name} for models above {SMALL:,} parameters (bfloat16 over float32, products a second: {gains})"
+
+
+def _sandbox_layers() -> dict[str, str]:
+    """Each layer of the sandbox: on, or off and why."""
+    with Sandbox(workers=1) as box:
+        try:
+            return box.report()
+        except SandboxError as error:
+            return {"refused": str(error)}
+
+
+def _cache_state() -> str:
+    try:
+        check_place("cache", cache_dir(), folder=True)
+    except OSError as error:
+        return f"cannot be written ({error})"
+    return "can be written"
+
+# %% ../nbs/11_train_and_eval.ipynb #b2dacf91
+def environment_report() -> str:
+    """What was found on this machine and what was chosen, for a report of a fault."""
+    for dtype in (torch.float32, torch.bfloat16):
+        packs(dtype)
+        kernels_work(dtype)
+    drawing_kernels()
+    known, gpus = versions(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines = {
+        "versions": ", ".join(f"{name} {number}" for name, number in known.items() if number != "not installed"),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{machine()}, {cpu_features()}, {torch.get_num_threads()} threads",
+        "taken away": f"TINYR2_CPU={cpu_setting()}" if cpu_setting() else "nothing",
+        "GPU": ", ".join(gpus) or "none",
+        "dtype": chosen(pick_device()),
+        "attention": attention_backend(pick_device(), choose_dtype("auto", pick_device())),
+        **FINDINGS,
+        "cache folder": _cache_state(),
+    }
+    lines |= {f"sandbox, {layer}": state for layer, state in _sandbox_layers().items()}
+    return "\n".join(f"{name + ':':<28} {text}" for name, text in lines.items())
+
+
+@command("tinyr2-env")
+def env_cli(argv: list[str] | None = None) -> str:
+    """Entry point of `tinyr2-env`: what this machine can, and what was chosen."""
+    ArgumentParser("tinyr2-env", description=env_cli.__doc__).parse_args(argv)
+    print(report := environment_report())
+    return 0 if argv is None else report
 
 # %% ../nbs/11_train_and_eval.ipynb #28aab968
 def average_runs(folders: list[str], record_as: str | None = None, command: str | None = None) -> dict:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data import extract_program
 from .environment import cache_dir
 from .gradient import completion_states
+from .hardware import choose_dtype
 from .intervals import bootstrap_ci, detectable, difference_ci, mcnemar, pass_at_k, rate_ci  # noqa: F401
 from .objective import hidden_divergence
 from .reward import growth_reward, pep8_reward, shared_sandbox
@@ -82,11 +83,15 @@ def _fingerprint(model: PreTrainedModel, *settings: object) -> str:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]
 
-
+# %% ../nbs/11_evaluation.ipynb #a708696b
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: list[dict], *,
              num_samples: int = 8, temperature: float = 0.7, max_completion_length: int = 96, seed: int = 0,
-             dtype: torch.dtype | None = None, progress: bool = True) -> Evaluation:  # fmt: skip
-    """Sample `num_samples` programs per task, run them, keep every outcome; temperature 0 is greedy."""
+             dtype: torch.dtype | str | None = None, progress: bool = True) -> Evaluation:  # fmt: skip
+    """Sample `num_samples` programs per task, run them, keep every outcome; temperature 0 is greedy.
+
+    `dtype` is the decoder's: "auto", a type, or None for the model's own.
+    """
+    dtype = choose_dtype(dtype, model.device, model.num_parameters())
     options = {"num_generations": num_samples, "temperature": temperature, "seed": seed, "dtype": dtype}
     options["max_completion_length"] = max_completion_length
     path = cache_dir() / "evaluations" / f"{_fingerprint(model, options, tasks, torch.__version__)}.json"

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from .data import extract_program, validate_record
 from .environment import _write_atomic, at_least, check_place, command, load_model, load_tokenizer, record
 from .functions import licence_of, source_files
+from .hardware import choose_dtype
 from .honest_tests import distinct, held_out_overlap, tasks_from
 from .reward import tests_reward
 from .sampling import sample_many
@@ -159,7 +159,7 @@ def collect_records(tasks: list[dict], args: RecordArguments) -> tuple[list[dict
         if args.url:
             groups = endpoint_texts(prompts, args.url, args.model, **options)
         else:
-            loaded or loaded.extend((load_model(args.model, torch.bfloat16), load_tokenizer(args.model)))
+            loaded or loaded.extend((load_model(args.model, choose_dtype("auto")), load_tokenizer(args.model)))
             groups = sample_many(*loaded, prompts, progress=False, **options)
         records, why = score_candidates(batch, groups, args.model)
         return {"records": records, "why": why}

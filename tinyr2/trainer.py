@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from .data import stop_token_ids
 from .gradient import OPDConfig, OPDStep, accumulate_gradients, as_teacher, frozen_copy, teacher_states
-from .gradient import teacher_weights
+from .gradient import teacher_weights, with_dtype
 from .objective import divergence_rows, group_advantages, select_completions
 from .reward import combine_rewards, tests_reward
 from .sampling import Rollout, counter_uniforms, given_rollout, rollout, sample_many
@@ -226,7 +226,7 @@ class OPDTrainer(_OPDSteps):
                  reward_funcs=tests_reward, args: OPDConfig | None = None, train_dataset=None, eval_dataset=None,
                  processing_class: PreTrainedTokenizerBase | None = None, peft_config=None,
                  teacher_processing_class: PreTrainedTokenizerBase | None = None, **kwargs):  # fmt: skip
-        args = args or OPDConfig(output_dir="runs/opd")
+        args = with_dtype(args or OPDConfig(output_dir="runs/opd"), model)
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         self.reward_funcs = [f.as_reward() if hasattr(f, "as_reward") else f for f in funcs]
         self._metrics, self._parts = defaultdict(list), []

@@ -1,0 +1,260 @@
+"""What depends on the machine is chosen by measurement and tried before it is trusted; a lack is never an exception."""
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tinyr2 import decoder, gradient, hardware, sampling
+from tinyr2.decoder import Decoder, Matrix
+from tinyr2.gradient import OPDConfig, with_dtype
+from tinyr2.hardware import choose_dtype, cpu_capabilities, cpu_features, fast_bf16, packs
+from tinyr2.sampling import rollout
+from tinyr2.tiny import tiny_world
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CACHED = (decoder.kernels, decoder.kernels_work, decoder._temporary_folder, sampling.drawing_kernels,
+          hardware._say_slow)
+
+
+def forget():
+    """As in a new process: nothing has been tried."""
+    hardware.FINDINGS.clear()
+    for function in CACHED:
+        function.cache_clear()
+
+
+@pytest.fixture
+def afresh(monkeypatch):
+    """Nothing has been tried before the test, and nothing of it is left after it."""
+    forget()
+    yield monkeypatch
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture
+def slow_bf16(afresh):
+    """A processor that imitates bfloat16."""
+    afresh.setattr(hardware, "bf16_gain", lambda: (0.4, 0.02, 0.3))
+    return afresh
+
+
+@pytest.fixture(scope="module")
+def world():
+    return tiny_world()
+
+
+def programs(world, **options):
+    prompts = [task["prompt"] for task in world.tasks["train"][:3]]
+    options = {"num_generations": 2, "max_completion_length": 16, "temperature": 1.0} | options
+    return rollout(world.student, world.tokenizer, prompts, **options).completions
+
+
+# --- packed weights -------------------------------------------------------------------------------------------------
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx_ne_convert or avx512bw")
+
+
+@pytest.mark.parametrize("name, broken", [("pack", refuse), ("packed_linear", refuse),
+                                          ("packed_linear", lambda x, *_: torch.ones(len(x), 96)),
+                                          ("packed_linear", lambda x, *_: torch.full((len(x), 96), torch.nan))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_that_fail_or_differ_are_not_used(afresh, caplog, name, broken, dtype):
+    afresh.setattr(hardware, name, broken)
+    weight, x = torch.randn(300, 300, dtype=dtype), torch.randn(4, 300, dtype=dtype)
+    for _ in range(2):
+        product = Matrix(weight, packed=True)
+        assert not product.packed and torch.equal(product(x), F.linear(x, weight))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and told[0].startswith(f"packed {str(dtype)[6:]} weights: not on this machine, plain PyTorch")
+
+
+def test_packed_weights_are_used_where_they_work(afresh):
+    if os.environ.get("TINYR2_CPU") == "plain":
+        pytest.skip("packed weights are taken away")
+    assert packs(torch.float32) and Matrix(torch.randn(300, 300), packed=True).packed
+    assert not Matrix(torch.randn(300, 300, device="meta"), packed=True).packed
+
+
+# --- compiled kernels -----------------------------------------------------------------------------------------------
+
+def compiler_that(folder: Path, edit: str) -> str:
+    """A folder for PATH with a `c++` that runs `edit` (shell, on "$@") before the real compiler."""
+    if not (real := shutil.which("c++")):
+        pytest.skip("no compiler to be disguised")
+    script = folder / "c++"
+    script.write_text(f"#!/bin/sh\n{edit}\nexec {real} \"$@\"\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+BREAK = 'for word in "$@"; do case "$word" in *.cpp) sed -i "s/{}/{}/" "$word";; esac; done'
+
+
+@pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
+@pytest.mark.parametrize("kernel, was, becomes", [
+    ("compiled float32 kernels", "1 \\/ std::sqrt", "1.1f \\/ std::sqrt"),  # the norm
+    ("compiled float32 kernels", "g \\/ (1 + e)", "g \\/ (2 + e)"),  # the gate
+    ("compiled float32 kernels", "std::copy_n(w\\[0\\] + tokens\\[r\\]", "std::copy_n(w[0] + tokens[0]"),  # small step
+    ("compiled draw", "double goal = u \\* total", "double goal = 0.5 * u * total"),
+])  # fmt: skip
+def test_kernels_that_compute_otherwise_are_not_used(afresh, tmp_path, caplog, world, kernel, was, becomes):
+    wanted = programs(world, backend="plain")
+    forget()
+    afresh.setenv("TINYR2_CACHE", str(tmp_path / "cache"))
+    afresh.setenv("PATH", compiler_that(tmp_path, BREAK.format(was, becomes)))
+    assert programs(world) == wanted
+    assert hardware.FINDINGS[kernel].startswith("ArithmeticError")
+    assert f"{kernel}: not on this machine, plain PyTorch instead" in caplog.text
+
+
+@pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
+def test_a_compiler_that_does_not_know_the_processor(afresh, tmp_path, world):
+    """It refuses every -march and -mcpu, as an old one does; what it builds without them works."""
+    wanted = programs(world, backend="plain")
+    afresh.delenv("TINYR2_CPU", raising=False)
+    afresh.setenv("TINYR2_CACHE", str(tmp_path / "cache"))
+    afresh.setenv("PATH", compiler_that(tmp_path, 'case "$*" in *-march*|*-mcpu*) exit 1;; esac'))
+    forget()
+    assert programs(world) == wanted
+    assert hardware.FINDINGS["compiled float32 kernels"] == "works"
+
+
+@pytest.mark.parametrize("path, message", [("/nowhere", "no C++ compiler"), (None, "disk full")])
+def test_without_a_compiler_or_with_one_that_fails(afresh, tmp_path, caplog, world, path, message):
+    wanted = programs(world, backend="plain")
+    forget()
+    afresh.setenv("TINYR2_CACHE", str(tmp_path / "cache"))
+    afresh.setenv("PATH", path or compiler_that(tmp_path, 'case "$*" in *.cpp*) echo disk full >&2; exit 1;; esac'))
+    if os.environ.get("TINYR2_CPU") == "plain":
+        message = "no C++ compiler"
+    assert programs(world) == wanted and not Decoder(world.student).compiled
+    assert message in hardware.FINDINGS["compiler"] and message in caplog.text
+    assert not [file for file in tmp_path.rglob("*") if file.suffix == ".so"]
+
+
+@pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
+def test_kernels_are_built_elsewhere_when_the_cache_cannot_be_written(afresh, tmp_path, world):
+    wanted = programs(world, backend="plain")
+    (tmp_path / "file").touch()
+    afresh.setenv("TINYR2_CACHE", str(tmp_path / "file" / "cache"))  # no folder can be made there, not even by root
+    forget()
+    assert programs(world) == wanted
+    assert hardware.FINDINGS["compiled float32 kernels"] == "works"
+
+
+def test_nothing_tells_what_the_processor_can(afresh, world):
+    wanted = programs(world)
+    afresh.setattr(torch.cpu, "get_capabilities", None)
+    afresh.delattr(torch.cpu, "get_capabilities")
+    afresh.setattr(hardware, "Path", lambda name: Path("/nowhere"))
+    forget()
+    assert (cpu_capabilities(), cpu_features()) == (set(), "unknown")
+    assert programs(world) == wanted
+
+
+# --- number types ---------------------------------------------------------------------------------------------------
+
+def large_model():
+    """A model above the size that counts as small, of one layer."""
+    config = LlamaConfig(vocab_size=439, hidden_size=512, intermediate_size=1024, num_hidden_layers=1,
+                         num_attention_heads=8, num_key_value_heads=4)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("gain, fast", [((3.2, 3.0, 3.1), True), ((0.4, 0.02, 0.3), False), ((3.0, 0.9, 3.0), False)])
+def test_auto_takes_what_is_fast_in_all_three_products(afresh, gain, fast):
+    afresh.setattr(hardware, "bf16_gain", lambda: gain)
+    assert fast_bf16() is fast
+    assert choose_dtype("auto") is (torch.bfloat16 if fast else torch.float32)
+    assert choose_dtype("auto", parameters=hardware.SMALL) is torch.float32
+    model = large_model()
+    asked = OPDConfig("unused", report_to="none")
+    decided = with_dtype(asked, model)
+    assert (asked.bf16, decided.bf16, decided.mixed_precision) == (None, fast, "bf16" if fast else "no")
+    assert Decoder(model, "auto").dtype is choose_dtype("auto")
+
+
+@pytest.mark.parametrize("generation, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_a_gpu_is_asked_by_its_generation(monkeypatch, generation, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: generation)
+    assert choose_dtype("auto", "cuda") is dtype
+
+
+def test_bf16_on_a_processor_that_imitates_it(slow_bf16, caplog, world):
+    """It works, it is said once to be slow, and the programs are those of plain PyTorch in bfloat16."""
+    batches = [programs(world, dtype=torch.bfloat16, backend=backend, max_completion_length=24)
+               for backend in ("auto", "plain")]
+    assert batches[0] == batches[1]
+    assert not Decoder(large_model(), torch.bfloat16).compiled
+    assert with_dtype(OPDConfig("unused", bf16=True, report_to="none"), large_model()).bf16
+    told = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
+    assert told == ["bfloat16 is slow on this CPU (products at 0.02 times float32's rate); float32 is faster here"]
+
+
+def test_bf16_needs_no_word_about_the_cpu(monkeypatch):
+    """transformers alone raises: "Your setup doesn't support bf16/gpu. You need to assign use_cpu"."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = OPDConfig("unused", bf16=True, report_to="none")
+    assert args.use_cpu and args.bf16 and args.device.type == "cpu"
+
+
+def test_wrong_types_are_refused():
+    with pytest.raises(ValueError, match='dtype: expected "auto", a torch.dtype or None'):
+        choose_dtype("half")
+
+
+@pytest.mark.parametrize("setting, capability", [("avx2", "AVX2"), ("plain", "AVX2"), ("avx512", "expected")])
+def test_features_are_taken_away_before_pytorch_looks(setting, capability):
+    if capability == "AVX2" and "avx2" not in cpu_capabilities():
+        pytest.skip("the processor has no AVX2 to fall back on")
+    code = ("import torch, tinyr2.hardware as h; print(torch.backends.cpu.get_cpu_capability(), h.cpu_features(), "
+            "h.packs(torch.bfloat16), h.packs(torch.float32))")
+    env = {name: value for name, value in os.environ.items() if "CPU_" not in name} | {"TINYR2_CPU": setting}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    if capability == "AVX2":
+        assert done.stdout.split() == ["AVX2", "avx2", "False", str(setting == "avx2")]
+    else:
+        assert capability in done.stderr
+
+
+# --- other fast paths -----------------------------------------------------------------------------------------------
+
+def test_a_recorded_loop_that_samples_otherwise_is_not_used(afresh, caplog):
+    """On a machine without a GPU the loop is run by Triton's interpreter, on the CPU."""
+    pytest.importorskip("triton")
+    from tinyr2 import gpu
+
+    class Wrong:
+        def __init__(self, model, dtype):
+            pass
+
+        def sample(self, encoded, groups, noise, *options):
+            return torch.ones(noise.shape, dtype=torch.long), torch.zeros(noise.shape)
+
+    here = SimpleNamespace(type="cuda")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    afresh.setattr(sampling, "_try_recorded", lambda loop, _, real=sampling._try_recorded: real(loop, device))
+    afresh.setattr(gpu, "recorded_loop", gpu.recorded_loop)
+    sampling._try_recorded(gpu.recorded_loop, device)  # the real one agrees
+    afresh.setattr(gpu, "recorded_loop", Wrong)
+    assert sampling._recorded(SimpleNamespace(device=here), None) is None
+    assert "the recorded loop on a GPU: not on this machine, operators one by one instead" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_handed_over_by_its_name(name):
+    """transformers 5.24 calls it `cache`; 5.40 knows the old name no more."""
+    scope: dict = {}
+    exec(f"def forward(self, input_ids, {name}=None, use_cache=None): pass", scope)
+    body = type("Body", (), {"forward": scope["forward"]})()
+    assert gradient._cache_argument(body, "keys") == {name: "keys", "use_cache": True}
