@@ -29,7 +29,7 @@ def test_nbdev_is_the_last_that_reads_settings_ini():
         f"nbdev {version('nbdev')} is installed, this project needs 2.4.14: make setup (see CONTRIBUTING.md)")
 
 
-@pytest.mark.parametrize("extra", ["", "dev_"])
+@pytest.mark.parametrize("extra", ["", "data_", "lora_", "eval_", "dev_"])
 def test_constraints_satisfy_settings(extra):
     for requirement in map(Requirement, SETTINGS[f"{extra}requirements"].split()):
         assert requirement.name in PINS, f"constraints.txt does not pin {requirement.name}"
