@@ -112,7 +112,8 @@ def test_a_missing_extra_is_named(call):
 
 
 def test_the_filter_command_says_so_in_one_line_and_writes_nothing(tmp_path):
-    done = lean(f"from tinyr2.filter import filter_cli\nsys.argv[1:] = ['--output_dir', '{tmp_path}/run']\nfilter_cli()")
+    done = lean(f"sys.argv[1:] = ['--output_dir', '{tmp_path}/run']\n"
+                "from tinyr2.filter import filter_cli\nfilter_cli()")
     assert done.returncode == 2 and done.stderr.startswith("tinyr2-filter: ") and done.stderr.count("\n") == 1
     assert done.stderr.endswith("not installed; run pip install 'tinyr2[data]'\n") and not any(tmp_path.iterdir())
 

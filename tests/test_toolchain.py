@@ -3,7 +3,11 @@ import ast
 import importlib
 import itertools
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import time
 from configparser import ConfigParser
 from importlib.metadata import version
@@ -48,6 +52,28 @@ def test_constraints_are_exact_and_fit_every_platform():
 def test_setup_installs_the_pinned_versions():
     for name, pin in re.findall(r"([\w-]+)==([\d.]+)", (ROOT / "tests" / "tools" / "setup.sh").read_text()):
         assert PINS[name] == pin, f"setup.sh installs {name} {pin}, constraints.txt has {PINS[name]}"
+
+
+@pytest.mark.parametrize("answer, yes, written", [("", "", False), ("n\n", "", False), ("y\n", "", True),
+                                                  ("", "1", True)])
+def test_hooks_ask_before_they_write_outside(answer, yes, written, tmp_path):
+    tools, home = tmp_path / "repository" / "tests" / "tools", tmp_path / "home"
+    tools.mkdir(parents=True)
+    home.mkdir()
+    shutil.copy(ROOT / "tests" / "tools" / "hooks.sh", tools)
+    subprocess.run(["git", "init", "-q", tmp_path / "repository"], check=True)
+    env = os.environ | {"HOME": str(home), "YES": yes, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", tools / "hooks.sh"], input=answer, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "~/.jupyter" in done.stdout, done.stderr
+    files = {path.name for path in home.glob(".jupyter/*")}
+    assert files == ({"jupyter_notebook_config.py", "jupyter_server_config.py"} if written else set())
+    assert (tmp_path / "repository" / ".gitconfig").exists() == written
+
+
+def test_setup_writes_in_the_repository_only():
+    """Its caches aside, which are the installers' own."""
+    text = (ROOT / "tests" / "tools" / "setup.sh").read_text()
+    assert not re.search(r"nbdev_install_hooks|\.jupyter|\$HOME|~/", text)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.split("=")[0])
