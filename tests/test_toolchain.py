@@ -17,7 +17,9 @@ import psutil
 import pytest
 import conftest
 import forked
+import gates
 import run_notebooks
+import yaml
 from notebooks import ROOT, paths, write
 from packaging.requirements import Requirement
 
@@ -74,6 +76,50 @@ def test_setup_writes_in_the_repository_only():
     """Its caches aside, which are the installers' own."""
     text = (ROOT / "tests" / "tools" / "setup.sh").read_text()
     assert not re.search(r"nbdev_install_hooks|\.jupyter|\$HOME|~/", text)
+
+
+def test_the_clean_tree_is_not_asked_for_without_git(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gates, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gates.py", "tree_clean"])
+    assert not gates.main() and "skip tree_clean" in capsys.readouterr().out
+    (tmp_path / ".git").mkdir()
+    assert gates.main() and "not a git repository" in capsys.readouterr().out
+
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SELF_TEST = re.search(r'-c "(from tinyr2[^"]+)"', DOCKERFILE).group(1)
+
+
+def test_the_health_check_is_the_sandbox_test():
+    done = subprocess.run([sys.executable, "-c", SELF_TEST], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "'self-test': 'passed'" in done.stdout, done.stderr
+
+
+def test_the_container_files_agree():
+    devcontainer = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    build = devcontainer["build"]
+    assert (ROOT / ".devcontainer" / build["dockerfile"]).samefile(ROOT / "Dockerfile")
+    assert (ROOT / ".devcontainer" / build["context"]).samefile(ROOT)
+    assert f" AS {build['target']}\n" in DOCKERFILE
+    assert f"useradd --create-home {devcontainer['remoteUser']} " in DOCKERFILE
+    assert f"USER {devcontainer['remoteUser']}\n" in DOCKERFILE, "a container of notebooks does not run as root"
+    assert SELF_TEST in devcontainer["postCreateCommand"]
+    assert all(f"--port={port}" in DOCKERFILE for port in devcontainer["forwardPorts"])
+    here = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if "nbs" not in line}
+    not_copied = {line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().split()}
+    assert here | {".git"} == not_copied, ".dockerignore is .gitignore and .git"
+
+
+def test_the_workflow_names_what_is_there():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = [word for step in steps for word in step.get("run", "").split()]
+    assert ".ci/run" in commands and os.access(ROOT / ".ci" / "run", os.X_OK)
+    for word in commands:
+        assert not word.startswith("tests/") or (ROOT / word).exists(), word
+    extras = re.search(r"\.\[([\w,]+)\]", " ".join(commands)).group(1).split(",")
+    assert all(f"{extra}_requirements" in SETTINGS for extra in extras)
+    assert all(job["timeout-minutes"] <= 90 for job in workflow["jobs"].values())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.split("=")[0])
