@@ -1,7 +1,7 @@
 # `make run` does everything, `make help` lists the rest.
-# Variables: PYTHON=python3.12 (for setup), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check),
+# Variables: PYTHON=python3.12, UV=no (for setup), YES=1 (for hooks: do not ask), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check),
 # JOBS=1 (run: notebooks side by side).
-.PHONY: help setup run test check export outputs figures book readme
+.PHONY: help setup hooks run test check export outputs figures book readme
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -9,11 +9,14 @@ PY := .venv/bin/python
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/ #/' | awk -F' #  ?' '{ printf "%-9s %s\n", $$1, $$2 }'
 
-setup: .venv/.ready  ## build .venv with everything in it: about 5 minutes, mostly downloads; once only
+setup: .venv/.ready  ## build .venv with everything in it: about 5 minutes, mostly downloads; writes nothing elsewhere
 
 .venv/.ready: constraints.txt settings.ini setup.py
 	@PYTHON="$(PYTHON)" bash tests/tools/setup.sh
 	@touch $@
+
+hooks: setup  ## for who changes notebooks: clean them when they are saved or merged; asks before it edits ~/.jupyter
+	@YES="$(YES)" bash tests/tools/hooks.sh
 
 run: setup  ## execute every notebook in order into _runs/, redraw figures/, print the table of results
 	@$(PY) tests/tools/run_notebooks.py $(ONLY) $(if $(JOBS),--jobs $(JOBS))

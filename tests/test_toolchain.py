@@ -3,7 +3,11 @@ import ast
 import importlib
 import itertools
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import time
 from configparser import ConfigParser
 from importlib.metadata import version
@@ -13,7 +17,9 @@ import psutil
 import pytest
 import conftest
 import forked
+import gates
 import run_notebooks
+import yaml
 from notebooks import ROOT, paths, write
 from packaging.requirements import Requirement
 
@@ -29,7 +35,7 @@ def test_nbdev_is_the_last_that_reads_settings_ini():
         f"nbdev {version('nbdev')} is installed, this project needs 2.4.14: make setup (see CONTRIBUTING.md)")
 
 
-@pytest.mark.parametrize("extra", ["", "dev_"])
+@pytest.mark.parametrize("extra", ["", "data_", "lora_", "eval_", "dev_"])
 def test_constraints_satisfy_settings(extra):
     for requirement in map(Requirement, SETTINGS[f"{extra}requirements"].split()):
         assert requirement.name in PINS, f"constraints.txt does not pin {requirement.name}"
@@ -48,6 +54,72 @@ def test_constraints_are_exact_and_fit_every_platform():
 def test_setup_installs_the_pinned_versions():
     for name, pin in re.findall(r"([\w-]+)==([\d.]+)", (ROOT / "tests" / "tools" / "setup.sh").read_text()):
         assert PINS[name] == pin, f"setup.sh installs {name} {pin}, constraints.txt has {PINS[name]}"
+
+
+@pytest.mark.parametrize("answer, yes, written", [("", "", False), ("n\n", "", False), ("y\n", "", True),
+                                                  ("", "1", True)])
+def test_hooks_ask_before_they_write_outside(answer, yes, written, tmp_path):
+    tools, home = tmp_path / "repository" / "tests" / "tools", tmp_path / "home"
+    tools.mkdir(parents=True)
+    home.mkdir()
+    shutil.copy(ROOT / "tests" / "tools" / "hooks.sh", tools)
+    subprocess.run(["git", "init", "-q", tmp_path / "repository"], check=True)
+    env = os.environ | {"HOME": str(home), "YES": yes, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", tools / "hooks.sh"], input=answer, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "~/.jupyter" in done.stdout, done.stderr
+    files = {path.name for path in home.glob(".jupyter/*")}
+    assert files == ({"jupyter_notebook_config.py", "jupyter_server_config.py"} if written else set())
+    assert (tmp_path / "repository" / ".gitconfig").exists() == written
+
+
+def test_setup_writes_in_the_repository_only():
+    """Its caches aside, which are the installers' own."""
+    text = (ROOT / "tests" / "tools" / "setup.sh").read_text()
+    assert not re.search(r"nbdev_install_hooks|\.jupyter|\$HOME|~/", text)
+
+
+def test_the_clean_tree_is_not_asked_for_without_git(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gates, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gates.py", "tree_clean"])
+    assert not gates.main() and "skip tree_clean" in capsys.readouterr().out
+    (tmp_path / ".git").mkdir()
+    assert gates.main() and "not a git repository" in capsys.readouterr().out
+
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+SELF_TEST = re.search(r'-c "(from tinyr2[^"]+)"', DOCKERFILE).group(1)
+
+
+def test_the_health_check_is_the_sandbox_test():
+    done = subprocess.run([sys.executable, "-c", SELF_TEST], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "'self-test': 'passed'" in done.stdout, done.stderr
+
+
+def test_the_container_files_agree():
+    devcontainer = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    build = devcontainer["build"]
+    assert (ROOT / ".devcontainer" / build["dockerfile"]).samefile(ROOT / "Dockerfile")
+    assert (ROOT / ".devcontainer" / build["context"]).samefile(ROOT)
+    assert f" AS {build['target']}\n" in DOCKERFILE
+    assert f"useradd --create-home {devcontainer['remoteUser']} " in DOCKERFILE
+    assert f"USER {devcontainer['remoteUser']}\n" in DOCKERFILE, "a container of notebooks does not run as root"
+    assert SELF_TEST in devcontainer["postCreateCommand"]
+    assert all(f"--port={port}" in DOCKERFILE for port in devcontainer["forwardPorts"])
+    here = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if "nbs" not in line}
+    not_copied = {line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().split()}
+    assert here | {".git"} == not_copied, ".dockerignore is .gitignore and .git"
+
+
+def test_the_workflow_names_what_is_there():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = [word for step in steps for word in step.get("run", "").split()]
+    assert ".ci/run" in commands and os.access(ROOT / ".ci" / "run", os.X_OK)
+    for word in commands:
+        assert not word.startswith("tests/") or (ROOT / word).exists(), word
+    extras = re.search(r"\.\[([\w,]+)\]", " ".join(commands)).group(1).split(",")
+    assert all(f"{extra}_requirements" in SETTINGS for extra in extras)
+    assert all(job["timeout-minutes"] <= 90 for job in workflow["jobs"].values())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.split("=")[0])

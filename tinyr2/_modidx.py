@@ -696,6 +696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/tinyr2', 'doc_host': '', '
                             'tinyr2.llm._ratings': ('ask_llm.html#_ratings', 'tinyr2/llm.py'),
                             'tinyr2.llm.estimate_cost': ('ask_llm.html#estimate_cost', 'tinyr2/llm.py'),
                             'tinyr2.llm.expected_rating': ('ask_llm.html#expected_rating', 'tinyr2/llm.py'),
+                            'tinyr2.llm.need': ('ask_llm.html#need', 'tinyr2/llm.py'),
                             'tinyr2.llm.rating_tokens': ('ask_llm.html#rating_tokens', 'tinyr2/llm.py')},
             'tinyr2.mend': { 'tinyr2.mend.keep_by_activation': ('mend.html#keep_by_activation', 'tinyr2/mend.py'),
                              'tinyr2.mend.token_distillation': ('mend.html#token_distillation', 'tinyr2/mend.py')},

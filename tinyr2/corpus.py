@@ -28,9 +28,14 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
+
+from .llm import need
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 # %% ../nbs/02_corpus.ipynb #ab8f6aa0
 def _row(path: str, licence: str, text: str | None, data: bytes = b"") -> dict:
@@ -133,6 +138,7 @@ def read_source(source="installed", max_files: int = 0, licence: str = "unknown"
 # %% ../nbs/02_corpus.ipynb #d6498a4b
 def _ruff(arguments: list[str], stdin: str | None = None) -> str:
     """Standard output of one call of ruff, without anybody's configuration."""
+    need("ruff")
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--exit-zero", "--quiet"]
     run = subprocess.run([*command, *arguments], input=stdin, capture_output=True, text=True, check=True)
     return run.stdout
@@ -163,8 +169,11 @@ def lint_scores(texts: list[str]) -> list[float]:
     return scores
 
 # %% ../nbs/02_corpus.ipynb #801b8652
-def minhash(text: str) -> MinHash:
+def minhash(text: str) -> "MinHash":
     """MinHash signature (128 permutations) of a text's set of 5-word shingles."""
+    need("datasketch")
+    from datasketch import MinHash
+
     words = re.findall(r"\w+", text)
     sketch = MinHash(num_perm=128, seed=1, scheme="affine32")
     sketch.update_batch({" ".join(words[i : i + 5]).encode() for i in range(max(1, len(words) - 4))})
@@ -267,6 +276,9 @@ def clean(rows: Iterable[dict], exam: frozenset[str] = frozenset(), journal: Jou
     Drops files that are no text, too short, too long, unparsable, share an n-gram with `exam`, or are copies:
     equal, or with an estimated Jaccard similarity of at least `near` to an earlier one (MinHash, Broder 1997).
     """
+    need("datasketch", "ruff")
+    from datasketch import MinHash, MinHashLSH
+
     def work(batch):
         found = [_inspect(row, exam, ngram, min_lines, max_chars) for row in batch]
         kept = [row["text"] for row, result in zip(batch, found) if not result["why"]]

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .corpus import Journal, JsonLines, clean, evaluation_texts, lint_scores, overlap_index, read_source, remember
-from .llm import RATE_PROMPT, EndpointLLM, LocalLLM, estimate_cost
+from .llm import RATE_PROMPT, EndpointLLM, LocalLLM, estimate_cost, need
 from .rewrites import Codemods, LLMRewriter, check_rewrites, doctests_pass
 
 # %% ../nbs/02_data_filter.ipynb #887893b1
@@ -104,6 +104,7 @@ class MiniLM:
     window = 64
 
     def __init__(self, name: str = ""):
+        need("sentence_transformers")
         from sentence_transformers import SentenceTransformer
 
         from tinyr2.environment import _quiet
@@ -121,6 +122,7 @@ class MiniLM:
 # %% ../nbs/02_data_filter.ipynb #dcb8d161
 def _fit(rows: Iterable[dict], clusters: int, seed: int, sample: int = 20_000):
     """k-means on the rows with the smallest hashes, at most `sample`; with its silhouette on 2,000 of them."""
+    need("sklearn")
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
@@ -286,8 +288,10 @@ def filter_corpus(config: FilterConfig, progress: bool = False) -> list[dict]:
     """Run the four rounds into `config.output_dir`; return the attrition, one dict a round.
 
     Rows that stay are in `kept.jsonl`. Finished rounds are skipped, a cut round goes on where it was, and the
-    result is the same byte for byte. Raises FileNotFoundError and ValueError for a source that cannot be read.
+    result is the same byte for byte. Raises FileNotFoundError and ValueError for a source that cannot be read,
+    ImportError without the extra `data`.
     """
+    need("datasketch", "libcst", "openai", "rapidfuzz", "ruff", "sentence_transformers", "sklearn")
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     stamp, total = hashlib.sha256(b"1"), 0

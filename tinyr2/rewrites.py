@@ -19,10 +19,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import libcst as cst
-import libcst.matchers as m
-from rapidfuzz.distance import Indel
+from .llm import need
+
+if TYPE_CHECKING:
+    import libcst as cst
 
 # %% ../nbs/02_ast_change.ipynb #f181e586
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -105,6 +107,9 @@ def ast_change(a: str, b: str, docstrings: str = "words", scope: str = "file") -
     Zero for identity and for pure formatting; symmetric. `docstrings` as in `ast_labels`. With `scope` "touched"
     only functions and statements that differ are compared (see `touched`). Raises SyntaxError and ValueError.
     """
+    need("rapidfuzz")
+    from rapidfuzz.distance import Indel
+
     if scope not in ("file", "touched"):
         raise ValueError(f"scope={scope!r}: expected 'file' or 'touched'")
     labels = touched(a, b, docstrings) if scope == "touched" else [ast_labels(s, docstrings) for s in (a, b)]
@@ -117,6 +122,7 @@ RUFF_FIXES = {"refactor": "SIM,RET,UP,PIE,RSE,FLY,PLR,I,EM,ANN2,TRY,C4,E7,PT,Q,N
 
 def ruff_fix(sources: list[str], rules: str) -> list[str]:
     """The programs with ruff's automatic fixes of these rules applied, the unsafe ones too; one call for all."""
+    need("ruff")
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"file_{number}.py") for number in range(len(sources))]
         for path, source in zip(paths, sources):
@@ -127,8 +133,11 @@ def ruff_fix(sources: list[str], rules: str) -> list[str]:
         return [path.read_text(encoding="utf-8") for path in paths]
 
 # %% ../nbs/02_ast_change.ipynb #9500bd9c
-def _facts(function: cst.FunctionDef) -> list[str]:
+def _facts(function: "cst.FunctionDef") -> list[str]:
     """Docstring lines that the code itself tells: parameters, annotations, defaults, returns, exceptions."""
+    import libcst as cst
+    import libcst.matchers as m
+
     show, lines = cst.Module([]).code_for_node, []
     for p in function.params.params:
         if p.name.value not in ("self", "cls"):
@@ -145,7 +154,7 @@ def _facts(function: cst.FunctionDef) -> list[str]:
     return facts + (["", "Raises:", *(f"    {name}" for name in dict.fromkeys(raised))] if raised else [])
 
 # %% ../nbs/02_ast_change.ipynb #0b17383f
-class _AddDocstrings(cst.CSTTransformer):
+class _AddDocstrings:
     """Adds a docstring where a public definition has none: its name in words, and what its code tells."""
 
     def __init__(self):
@@ -159,6 +168,8 @@ class _AddDocstrings(cst.CSTTransformer):
         return updated_node
 
     def _document(self, node, facts: list[str]):
+        import libcst as cst
+
         bare = not node.name.value.startswith("_") and node.get_docstring() is None
         if not bare or not isinstance(node.body, cst.IndentedBlock):
             return node
@@ -178,7 +189,13 @@ class _AddDocstrings(cst.CSTTransformer):
 # %% ../nbs/02_ast_change.ipynb #74413a12
 def add_docstrings(source: str) -> str:
     """The program with a docstring on each public function and class that has none (see `Codemods`)."""
-    return cst.parse_module(source).visit(_AddDocstrings()).code
+    need("libcst")
+    import libcst as cst
+
+    class Transformer(_AddDocstrings, cst.CSTTransformer):  # made here, so that importing this module needs no LibCST
+        pass
+
+    return cst.parse_module(source).visit(Transformer()).code
 
 # %% ../nbs/02_ast_change.ipynb #ce0f5384
 class Codemods:
@@ -188,6 +205,9 @@ class Codemods:
 
     def rewrite(self, sources: list[str]) -> list[dict[str, str]]:
         """Three rewrites of each program by kind; a kind whose tool fails on it gives an empty text."""
+        need("libcst", "ruff")
+        import libcst as cst
+
         fixed = {kind: ruff_fix(sources, rules) for kind, rules in RUFF_FIXES.items()}
         rewritten = []
         for number, source in enumerate(sources):
