@@ -41,7 +41,8 @@ def folder(request, tmp_path):
 
 
 def run(command: list[str], folder: Path) -> str:
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    env |= {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -52,7 +53,7 @@ def test_the_code(folder):
     code = re.search(r"```python\n(.*?)```", section(), re.S).group(1)
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     for name, path in (("Qwen/Qwen2.5-0.5B-Instruct", "my/student"), ("Qwen/Qwen2.5-1.5B-Instruct", "my/teacher"),
-                       ("max_steps=100", "max_steps=1, use_cpu=True, max_completion_length=8")):
+                       ("max_steps=100", "max_steps=1, max_completion_length=8")):
         assert name in code
         code = code.replace(name, path)
     run([sys.executable, "-c", code], folder)
@@ -62,7 +63,7 @@ def test_the_code(folder):
 @pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
 def test_the_commands_and_the_first_taken_up_again(folder):
     lines = re.search(r"```sh\n(.*?)```", section(), re.S).group(1).splitlines()
-    short = {"--max_steps 100": "--max_steps 1 --use_cpu true --eval_tasks none --max_completion_length 8 "
+    short = {"--max_steps 100": "--max_steps 1 --eval_tasks none --max_completion_length 8 "
                                 "--save_strategy steps --save_steps 1",
              "--num_samples 8": "--num_samples 2 --max_completion_length 8"}
     for line in [*lines[:2], lines[0] + " --resume_from_checkpoint true"]:

@@ -1,5 +1,6 @@
 """The static decoder and `transformers` agree on models that the notebooks do not use."""
 import copy
+import os
 import sys
 from functools import partial
 from importlib.machinery import ModuleSpec
@@ -61,6 +62,9 @@ def model(request, tokenizer):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+needs_compiler = pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
+
+
 def forget_kernels():
     for function in (decoder_module.kernels, decoder_module.kernels_work, sampling.drawing_kernels):
         function.cache_clear()
@@ -119,6 +123,7 @@ def size(request, monkeypatch):
         monkeypatch.setattr(decoder_module, "SMALL", 0)
 
 
+@needs_compiler
 def test_kernels_equal_plain_pytorch(model, tokenizer, size):
     assert kernels() is not None and Decoder(model).compiled
     options = {"num_generations": 3, "max_completion_length": 24, "temperature": 1.0}
@@ -140,6 +145,7 @@ def given_tokens_error(model, ids, mask, kind, dtype):
     return (ours.float() - theirs).square().mean().sqrt().item()
 
 
+@needs_compiler
 def test_kernels_round_no_worse_than_pytorch(model, tokenizer, size):
     ids, mask = left_pad([tokenizer(p)["input_ids"] for p in prompts(6)], tokenizer.pad_token_id)
     exact, compiled, plain = (given_tokens_error(model, ids, mask, *kind) for kind in (
@@ -159,7 +165,8 @@ def test_waiting_prompts_take_free_places(model, tokenizer):
     assert sum(many, []) == whole
 
 
-@pytest.mark.parametrize("backend, kind", [("static", SharedCache), ("plain", ForkedCache)])
+@pytest.mark.parametrize("backend, kind", [pytest.param("static", SharedCache, marks=needs_compiler),
+                                           ("plain", ForkedCache)])
 def test_rows_that_have_finished_leave(tokenizer, monkeypatch, backend, kind):
     seen, step = [], kind.step
     monkeypatch.setattr(kind, "step", lambda self, tokens, own: seen.append(len(tokens)) or step(self, tokens, own))
@@ -215,6 +222,7 @@ def test_logits_that_are_no_numbers_are_noticed(tokenizer, backend, kind, temper
             rollout(model, tokenizer, prompts(2), **options)
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_draws_follow_the_distribution(dtype):
     """Of 50,000 rows of one distribution over 700 tokens, a third of them without any weight."""
@@ -347,6 +355,7 @@ def test_without_a_compiler(model, tokenizer, monkeypatch, caplog):
         forget_kernels()
 
 
+@needs_compiler
 def test_kernels_leave_subnormal_numbers_alone():
     assert kernels() is not None
     assert float("1e-310") * 0.5 > 0 and (torch.tensor(1e-40) * 0.5).item() > 0

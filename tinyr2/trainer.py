@@ -23,7 +23,7 @@ from .data import stop_token_ids
 from .gradient import OPDConfig, OPDStep, accumulate_gradients, as_teacher, frozen_copy, teacher_states
 from .gradient import teacher_weights, with_dtype
 from .objective import divergence_rows, group_advantages, select_completions
-from .reward import combine_rewards, tests_reward
+from .reward import combine_rewards, tests_reward, use_sandbox
 from .sampling import Rollout, counter_uniforms, given_rollout, rollout, sample_many
 
 # %% ../nbs/08_opd_loop.ipynb #70de96d2
@@ -227,6 +227,8 @@ class OPDTrainer(_OPDSteps):
                  processing_class: PreTrainedTokenizerBase | None = None, peft_config=None,
                  teacher_processing_class: PreTrainedTokenizerBase | None = None, **kwargs):  # fmt: skip
         args = with_dtype(args or OPDConfig(output_dir="runs/opd"), model)
+        if args.sandbox:
+            use_sandbox(**args.sandbox)
         funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
         self.reward_funcs = [f.as_reward() if hasattr(f, "as_reward") else f for f in funcs]
         self._metrics, self._parts = defaultdict(list), []
