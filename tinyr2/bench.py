@@ -23,14 +23,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser, Trainer
 from transformers.modeling_outputs import BaseModelOutput
 
 from .checkpoint import OPDTrainer
 from .corpus import read_source
 from .data import left_pad, load_tasks
-from .environment import at_least, command, load_model, load_tokenizer, record
+from .environment import at_least, command, load_model, load_tokenizer, progress_bar, record
 from .llm import LocalLLM
 from .objective import hidden_divergence, opd_loss, token_divergence, token_logprobs
 from .sampling import Rollout, rollout
@@ -132,7 +131,7 @@ def soak(count: int, workers: int = 2, batch: int = 2000, progress: bool = False
     """Judge `count` programs with known answers; how many verdicts were wrong, and memory and processes by time."""
     wrong, states = [], []
     start = time.perf_counter()
-    bar = tqdm(total=count, desc="verdicts", disable=not progress)
+    bar = progress_bar(total=count, desc="soak", unit="verdict", show=progress)
     with Sandbox(workers=workers, timeout=5.0) as box, bar:
         for first in range(0, count, batch):
             rows = [known_program(i) for i in range(first, min(first + batch, count))]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'versions', 'pick_device', 'attention_backend', 'steady_attention', 'use_style', 'figures_dir', 'save_fig',
            'set_seed', 'cache_dir', 'load_tokenizer', 'load_model', 'machine', 'read_records', 'check_key', 'record',
-           'command', 'at_least', 'check_place']
+           'command', 'at_least', 'check_place', 'progress_bar']
 
 # %% ../nbs/00_environment.ipynb #454283fd
 import ast
@@ -26,19 +26,20 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # %% ../nbs/00_environment.ipynb #454283fe
 with warnings.catch_warnings():  # tqdm.auto, which transformers uses, warns in a notebook without ipywidgets
     warnings.filterwarnings("ignore", message="IProgress not found")
-    import tqdm.auto  # noqa: F401
+    from tqdm.auto import tqdm
 
 import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import safe_open
+from tqdm.std import tqdm as std_tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import modeling_gguf_pytorch_utils as gguf_utils
 from transformers.utils import is_flash_attn_2_available
@@ -162,14 +163,14 @@ def cache_dir() -> Path:
 @contextlib.contextmanager
 def _quiet():
     """No progress bars and no advice from transformers inside the block; errors still raise."""
-    bars, level, tqdm = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity(), gguf_utils.tqdm
+    bars, level, shown = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity(), gguf_utils.tqdm
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     gguf_utils.tqdm = lambda items, **_: items
     try:
         yield
     finally:
-        gguf_utils.tqdm = tqdm
+        gguf_utils.tqdm = shown
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
@@ -388,3 +389,38 @@ def check_place(name: str, path: str | Path, folder: bool = False) -> None:
         tempfile.TemporaryFile(dir=home).close()
     except OSError as error:
         raise OSError(f"{name}: {home} is no folder that can be written to ({error.strerror})") from error
+
+# %% ../nbs/00_environment.ipynb #5709f95b
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+class _Lines(std_tqdm):
+    """tqdm for a place where no bar can move: where it would draw one, it prints a line."""
+
+    monitor_interval = 0  # no thread that hastens the drawing
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        units = f"{self.unit}s"
+        if not hasattr(self, "start_t"):  # tqdm draws first, then starts its clock
+            text = "begun" if self.total is None else f"{self.total} {units}"
+        else:
+            of = "" if self.total in (None, self.n) else f" of {self.total}"
+            text = f"{self.n}{of} {units} in {self.format_dict['elapsed']:.0f} s"
+        print(f"{self.desc}: {text}", file=sys.stderr, flush=True)
+
+
+def progress_bar(items: Iterable | None = None, desc: str = "", total: int | None = None, unit: str = "item",
+                 show: bool = True) -> std_tqdm:
+    """A tqdm bar on a terminal and in a notebook, lines on stderr elsewhere, nothing if not `show` or TQDM_DISABLE=1.
+
+    For `items`, or for `update(n)` and `close()`. `unit` is what one of `total` is called, in the singular.
+    """
+    options = {"desc": desc, "total": total, "unit": unit}
+    if not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
+        return std_tqdm(items, disable=True)
+    if sys.stderr.isatty() or _in_notebook():
+        return tqdm(items, **options)
+    return _Lines(items, file=io.StringIO(), mininterval=60, miniters=1, **options)
