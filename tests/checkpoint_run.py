@@ -213,10 +213,13 @@ def in_ranks(context, world, folder, settings, **kwargs) -> list[int]:
     processes = [context.Process(target=ranked, args=(rank, folder, settings), kwargs=kwargs) for rank in ranks]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(180)
-        process.kill()
-        process.join()
+    try:
+        for process in processes:
+            process.join()
+    finally:  # where a test meets its limit
+        for process in processes:
+            process.kill()
+            process.join()
     return [process.exitcode for process in processes]
 
 

@@ -235,7 +235,7 @@ def test_a_signal_saves_and_exits_with_zero(whole, tmp_path, fork, number):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate()[0]
     assert process.returncode == 0
     assert "asked to stop: saving after this step" in said and "Go on with train(resume_from_checkpoint=True)" in said
     assert damage(checkpoints(tmp_path)[0]) is None and checkpoints(tmp_path)[0].name != "checkpoint-8"
@@ -434,7 +434,5 @@ def test_nothing_is_left_running(fork, tmp_path):
     assert fork(tmp_path / "first", "rollout", judged=True) == -signal.SIGKILL  # the fork server is there now
     before = running()
     assert fork(tmp_path / "second", "scoring", judged=True) == -signal.SIGKILL
-    deadline = time.monotonic() + 20
-    while running() - before and time.monotonic() < deadline:
+    while running() - before:  # for ever, if something stays: the limit of a test ends it
         time.sleep(0.1)
-    assert not running() - before

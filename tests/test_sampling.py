@@ -342,6 +342,7 @@ def test_another_family_says_so(tokenizer, caplog):
         Decoder(model)
 
 
+@needs_compiler
 def test_without_a_compiler(model, tokenizer, monkeypatch, caplog):
     whole = rollout(model, tokenizer, prompts(2), num_generations=2, max_completion_length=8).completions
     monkeypatch.setenv("PATH", "/nowhere")

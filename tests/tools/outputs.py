@@ -13,7 +13,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from notebooks import ROOT, bad_outputs, code_cells, code_hash, paths, read, runnable, write
-from run_notebooks import run_all
+from run_notebooks import cpu_setting, run_all
 
 
 def is_complete(notebook: Path, copy: Path) -> bool:
@@ -59,9 +59,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="notebooks to refresh (default: all)")
     parser.add_argument("--from-runs", action="store_true", help="reuse executed copies of unchanged code")
     args = parser.parse_args()
+    if cpu_setting():
+        parser.error("TINYR2_CPU is set; stored outputs are those of a processor with all its features, unset it")
     runs, notebooks = ROOT / "_runs", runnable(names=args.names)
     done = [path for path in notebooks if args.from_runs and is_complete(path, runs / path.name)]
-    run_all([path for path in notebooks if path not in done], runs, {})
+    run_all([path for path in notebooks if path not in done], runs, {}, ROOT / "figures")
     timings = json.loads((runs / "timings.json").read_text())
     refused, seconds = [], {}
     for path in notebooks:

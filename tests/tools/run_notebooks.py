@@ -8,11 +8,13 @@ threads; what others wait for starts early.
 
 Without --params every notebook runs as it stands, into _runs/, and draws into figures/. With a file of
 parameters (notebook name -> its parameters) copies and figures go to a folder with the file's name:
-_runs/test/ and _runs/test/figures/.
+_runs/test/ and _runs/test/figures/. With TINYR2_CPU in the environment, which takes features of the processor away,
+they go to a folder of its name there (_runs/avx2/, _runs/test/avx2/), and no tracked file changes.
 """
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -36,20 +38,47 @@ HEADLESS = {  # quiet and offline; a variable that is already set keeps its valu
     "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, whatever else is registered
 }
 FIRST = ("00_environment",)  # alone: what it leaves in the cache, others read
+FEWER = {  # torch and oneDNN read these when they are loaded: no instructions beyond AVX2
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+}
+TIMEOUT = 7200  # seconds for a notebook: it ends what hangs, and leaves a slow machine its time
 EARLY = ("03_tiny_world", "01_long_context", "08_opd_loop")  # the world, beside one without; the longest
 LAST = ("11_rollout_speed", "11_speed", "11_student_teacher")  # alone at the end: they measure time
 AFTER = {"11_evaluation": "08_opd_loop", "11_prompts": "08_opd_loop"}  # reads the model that the other has trained
 
 
+def cpu_setting() -> str:
+    """TINYR2_CPU, the setting under which features of the processor are not used; "" for all of them."""
+    return os.environ.get("TINYR2_CPU", "")
+
+
 def environment(figures: Path | None, one_thread: bool = False) -> dict[str, str]:
-    """What the notebooks find in os.environ; this Python's commands come first in PATH."""
-    env = HEADLESS | ({"OMP_NUM_THREADS": "1"} if one_thread else {}) | os.environ
+    """What the notebooks find in os.environ; this Python's commands come first in PATH.
+
+    Figures go where `figures` says, else where TINYR2_FIGURES does, else to the tracked ones.
+    """
+    env = HEADLESS | {"TINYR2_FIGURES": str(ROOT / "figures")}
+    env |= ({"OMP_NUM_THREADS": "1"} if one_thread else {}) | (FEWER if cpu_setting() else {}) | os.environ
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"
     return env | ({"TINYR2_FIGURES": str(figures)} if figures else {})
 
 
+def places(params: str = "") -> tuple[Path, Path | None]:
+    """Where executed copies go, and where figures; None for the tracked ones.
+
+    A run with other parameters begins without records, one with fewer features of the processor with the tracked ones.
+    """
+    out = ROOT / "_runs" / params / cpu_setting()
+    figures = out / "figures" if params or cpu_setting() else None
+    if figures and not params:
+        figures.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "figures" / "results.json", figures)
+    return out, figures
+
+
 def run_notebook(path: Path, out: Path, parameters: dict | None = None, figures: Path | None = None,
-                 timeout: float = 1800, one_thread: bool = False) -> tuple[float, str]:
+                 timeout: float = TIMEOUT, one_thread: bool = False) -> tuple[float, str]:
     """Execute one notebook into the folder `out`; return the seconds, and what went wrong or ""."""
     out.mkdir(parents=True, exist_ok=True)
     copy = out / path.name
@@ -84,7 +113,7 @@ def default_jobs() -> int:
 
 
 def run_all(notebooks: list[Path], out: Path, parameters: dict[str, dict], figures: Path | None = None,
-            timeout: float = 1800, jobs: int = 1) -> list[str]:
+            timeout: float = TIMEOUT, jobs: int = 1) -> list[str]:
     """Run notebooks, print a line for each, write timings.json; return the names that failed."""
     log, lock = out / "timings.json", threading.Lock()
     timings = json.loads(log.read_text()) if log.exists() else {}
@@ -140,18 +169,17 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="notebooks to run (default: all)")
     parser.add_argument("--params", type=Path, help="YAML file: notebook name -> its parameters")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds allowed for one notebook")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds allowed for one notebook")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="notebooks side by side")
     args = parser.parse_args()
-    out = ROOT / "_runs" / (args.params.stem if args.params else "")
-    figures = out / "figures" if args.params else None
+    out, figures = places(args.params.stem if args.params else "")
     failed = run_all(runnable(names=args.names), out, read_parameters(args.params), figures, args.timeout,
                      args.jobs)
     print(f"executed copies and timings.json are in {out.relative_to(ROOT)}/")
     if failed:
         print(f"failed: {', '.join(failed)}")
-    elif not args.params and (table := results_table(ROOT / "figures" / "results.json")):
-        print(f"\n{table}\n(figures/results.json has the command of every number)")
+    elif not args.params and (table := results_table((figures or ROOT / "figures") / "results.json")):
+        print(f"\n{table}\n(results.json beside the figures has the command of every number)")
     return bool(failed)
 
 
