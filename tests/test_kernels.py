@@ -77,8 +77,9 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 def in_an_emulator(parts: list[Path], folder: Path, compiler: str):
     """The same by an emulated program, through files."""
     program, driver = folder / "driver", Path(__file__).with_name("kernels_driver.cpp")
-    command = [compiler, "-std=c++17", "-static", "-fopenmp", str(driver), *map(str, parts), "-o", str(program)]
-    subprocess.run(command, check=True)
+    link = [flag for flag in decoder._LINK if flag != "-shared"]
+    command = [compiler, *link, "-std=c++17", "-static", str(driver), *map(str, parts), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True)  # a static OpenMP warns of its use of dlopen
 
     def call(name: str, *arguments):
         wholes, reals, arrays = ([a for a in arguments if type(a) is kind] for kind in (int, float, torch.Tensor))
