@@ -1046,6 +1046,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/tinyr2', 'doc_host': '', '
                                 'tinyr2.trainer._OPDSteps.sample': ('opd_loop.html#_opdsteps.sample', 'tinyr2/trainer.py'),
                                 'tinyr2.trainer._OPDSteps.sampling': ('opd_loop.html#_opdsteps.sampling', 'tinyr2/trainer.py'),
                                 'tinyr2.trainer._adds_to_head': ('opd_loop.html#_adds_to_head', 'tinyr2/trainer.py'),
+                                'tinyr2.trainer._as_rewards': ('opd_loop.html#_as_rewards', 'tinyr2/trainer.py'),
                                 'tinyr2.trainer._evaluate': ('opd_loop.html#_evaluate', 'tinyr2/trainer.py'),
                                 'tinyr2.trainer._get_batch_samples': ('opd_loop.html#_get_batch_samples', 'tinyr2/trainer.py'),
                                 'tinyr2.trainer._get_train_sampler': ('opd_loop.html#_get_train_sampler', 'tinyr2/trainer.py'),

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -227,10 +228,7 @@ class OPDTrainer(_OPDSteps):
                  processing_class: PreTrainedTokenizerBase | None = None, peft_config=None,
                  teacher_processing_class: PreTrainedTokenizerBase | None = None, **kwargs):  # fmt: skip
         args = with_dtype(args or OPDConfig(output_dir="runs/opd"), model)
-        if args.sandbox:
-            use_sandbox(**args.sandbox)
-        funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-        self.reward_funcs = [f.as_reward() if hasattr(f, "as_reward") else f for f in funcs]
+        self.reward_funcs = _as_rewards(reward_funcs, args.sandbox)
         self._metrics, self._parts = defaultdict(list), []
         teachers = teacher_model if isinstance(teacher_model, (list, tuple)) else [teacher_model]
         teachers = [None if teacher is model else teacher for teacher in teachers]
@@ -251,6 +249,14 @@ class OPDTrainer(_OPDSteps):
         self.loss_is_scaled_for_ga = True
 
 # %% ../nbs/08_opd_loop.ipynb #8dde05dd
+def _as_rewards(reward_funcs, sandbox: dict | None) -> list[Callable]:
+    """The rewards as a list of functions; the sandbox that they share has these settings from now on."""
+    if sandbox:
+        use_sandbox(**sandbox)
+    funcs = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    return [f.as_reward() if hasattr(f, "as_reward") else f for f in funcs]
+
+
 def _with_adapters(model: PreTrainedModel, peft_config=None) -> PreTrainedModel:
     """The model, wrapped by `peft` if there is a config for it."""
     if peft_config is None:
