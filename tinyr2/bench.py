@@ -36,8 +36,8 @@ from .objective import hidden_divergence, opd_loss, token_divergence, token_logp
 from .sampling import Rollout, rollout
 from .sandbox import Sandbox
 from .speed import (
-    SIDES, bench_growth, bench_packed, bench_rollout, bench_step, in_turns, machine_rates, multiplied_weights,
-    peak_bytes, summary)  # fmt: skip
+    SIDES, bench_dtype, bench_growth, bench_packed, bench_rollout, bench_step, in_turns, machine_rates,
+    multiplied_weights, peak_bytes, speed_place, summary)  # fmt: skip
 
 # %% ../nbs/11_speed.ipynb #3aff65f0
 from .gradient import (
@@ -256,7 +256,7 @@ def operations(model, batch: Rollout, args: OPDConfig, level: int) -> float:
     return 2 * (layers * (5 if level > 4 else 4) * read + head * (4 if level < 2 else 6) * seen)
 
 # %% ../nbs/11_speed.ipynb #6a11d004
-def bench_gradient(rounds: int = 5, model: str = "smollm2-135m", count: int = 8, bf16: bool = True) -> dict:
+def bench_gradient(rounds: int = 5, model: str = "smollm2-135m", count: int = 8, dtype: str = "auto") -> dict:
     """By technique: seconds predicted and measured, bytes, and how far its gradient lies from the first's.
 
     The distance is the largest difference over the largest entry. The teacher is the model with each weight changed
@@ -267,12 +267,13 @@ def bench_gradient(rounds: int = 5, model: str = "smollm2-135m", count: int = 8,
     torch.manual_seed(0)
     for weight in teacher.parameters():
         weight.mul_(1 + 0.02 * torch.randn_like(weight))
-    args = OPDConfig("unused", use_cpu=True, bf16=bf16, report_to="none")
+    kind = bench_dtype(dtype)
+    args = OPDConfig("unused", use_cpu=True, bf16=kind is torch.bfloat16, report_to="none")
     batch = rollout(student, tokenizer, prompts, max_completion_length=96)
     n, everything = len(batch.completions), torch.ones(len(batch.completions), dtype=torch.bool)
     step = OPDStep(batch, torch.linspace(-1, 1, n), everything, torch.full((n,), args.kl_coef),
                    torch.ones(len(prompts), 1), [], args.temperature)  # fmt: skip
-    rate, first = machine_rates(torch.bfloat16 if bf16 else torch.float32)["operations"], None
+    rate, first = machine_rates(kind)["operations"], None
     calls = {name: partial(gradient_by, [student, teacher], step, args, i) for i, name in enumerate(TECHNIQUES)}
     rows = {name: {"predicted": operations(student, batch, args, i) / rate} for i, name in enumerate(TECHNIQUES)}
     for name, call in calls.items():  # warm from here on
@@ -288,7 +289,7 @@ def bench_gradient(rounds: int = 5, model: str = "smollm2-135m", count: int = 8,
 # %% ../nbs/11_speed.ipynb #26b4319e
 def bench_checkpoint(rounds: int = 5, model: str = "smollm2-135m", folder: str = "runs/bench-checkpoint") -> dict:
     """Seconds and bytes of a checkpoint of a run of two steps, ours and the Trainer's, and the seconds of a step."""
-    args = OPDConfig(folder, max_steps=2, bf16=True, use_cpu=not torch.cuda.is_available(), report_to="none")
+    args = OPDConfig(folder, max_steps=2, report_to="none")
     shutil.rmtree(folder, ignore_errors=True)
     trainer = OPDTrainer(load_model(model), args=args, train_dataset=load_tasks("train"),
                          processing_class=load_tokenizer(model))  # fmt: skip
@@ -345,6 +346,7 @@ class BenchArguments:
     programs: int = field(default=200, metadata={"help": "Programs per side and round."})
     prompts: int = field(default=8, metadata={"help": "Prompts of a rollout, of four samples each."})
     steps: int = field(default=3, metadata={"help": "Steps of every side of `step`; the first is not counted."})
+    dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16."})
     checkpointing: bool = field(default=False, metadata={"help": "`step`: only Distillation, with checkpointing."})
     rounds: int = field(default=5, metadata={"help": "Rounds; the median counts."})
     endless: int = field(default=100, metadata={"help": "Endless programs, for the seconds over the limit."})
@@ -369,11 +371,12 @@ def _benches(args: BenchArguments) -> dict[str, tuple[Callable[[], dict], Callab
                "checkpoint": lambda: bench_checkpoint(args.rounds),
                "filter": lambda: bench_filter(args.files, args.rounds)}  # fmt: skip
     return {
-        "rollout": (lambda: bench_rollout(args.rounds, count=args.prompts), _keep_rollout),
-        "step": (lambda: bench_step(args.rounds, args.steps, names, checkpointing=args.checkpointing), _keep_step),
+        "rollout": (lambda: bench_rollout(args.rounds, count=args.prompts, dtype=args.dtype), _keep_rollout),
+        "step": (lambda: bench_step(args.rounds, args.steps, names, args.dtype, checkpointing=args.checkpointing),
+                 _keep_step),
         "packed": (lambda: bench_packed(args.rounds, count=args.prompts), _keep_packed),
         "growth": (lambda: {"curves": bench_growth(args.rounds)}, _keep_growth),
-        "gradient": (lambda: bench_gradient(args.rounds, count=args.prompts), _keep_gradient),
+        "gradient": (lambda: bench_gradient(args.rounds, count=args.prompts, dtype=args.dtype), _keep_gradient),
         "reward": (lambda: bench_reward(args.programs, args.rounds, args.workers, args.endless), _keep_reward),
         "soak": (lambda: soak(args.count, args.workers, progress=True), _keep_soak),
     } | {name: (call, partial(_keep_seconds, name)) for name, call in seconds.items()}
@@ -393,29 +396,26 @@ def bench_cli(argv: list[str] | None = None) -> dict | int:
     (args,) = parser.parse_args_into_dataclasses(words[1:])
     at_least(1, **{name: value for name, value in vars(args).items() if type(value) is int})
     at_least(2, steps=args.steps)
-    line, (call, keep) = "tinyr2-bench " + " ".join(words), _benches(args)[words[0]]
-    found = call()
+    line, place = "tinyr2-bench " + " ".join(words), speed_place(bench_dtype(args.dtype))
+    call, keep = _benches(args)[words[0]]
+    found = call() | {"place": place}
     print(json.dumps({"command": line, **found}))
     if args.record:
         keep(found, line, args.rounds)
     return 0 if argv is None else found
 
 # %% ../nbs/11_speed.ipynb #765b5302
-def _place() -> str:
-    """Where the speeds of this machine are kept: those of a GPU apart."""
-    return "speed.gpu." if torch.cuda.is_available() else "speed."
-
-
 def _keep_rollout(found: dict, command: str, rounds: int) -> None:
     """Record rollouts against `generate` in the same type, and their share of the bound."""
-    extra, place = {"n": rounds, "command": command}, _place()
-    for key, part in (("rollout_vs_hf", "means"), ("tiny_rollout_vs_hf", "tiny")):
+    extra, place = {"n": rounds, "command": command}, f"speed.{found['place']}"
+    tiny = f"speed.{speed_place(torch.float32)}"  # always in float32
+    for key, part in ((f"{place}rollout_vs_hf", "means"), (f"{tiny}tiny_rollout_vs_hf", "tiny")):
         if part not in found:
             continue
         where = found if part == "means" else found[part]
         peer = list(where["means"].values())[-3]  # generate in the same type
         more = {name: found[name] for name in ("compile_seconds",) if part == "means"}
-        record(f"{place}{key}", peer["faster"], range=peer["faster_range"], means=where["means"],
+        record(key, peer["faster"], range=peer["faster_range"], means=where["means"],
                greedy_equal=where["greedy_equal"], **more, **extra)  # fmt: skip
     extra |= {"rates": found["rates"], **({"kernels": found["kernels"]} if "kernels" in found else {})}
     record(f"{place}rollout_share_of_bound", found["share_of_bound"], range=found["share_range"], **extra)
@@ -425,20 +425,21 @@ def _keep_rollout(found: dict, command: str, rounds: int) -> None:
 
 def _keep_step(found: dict, command: str, rounds: int) -> None:
     """Record whole steps against TRL's trainers, and the memory of ours over theirs."""
-    suffix = "_checkpointing" if "--checkpointing true" in command else ""
+    place, suffix = found.pop("place"), "_checkpointing" if "--checkpointing true" in command else ""
     for key, name in (("grpo", "TRL GRPO"), ("distillation", "TRL Distillation, best of 4")):
         if name not in found:
             continue
         row, key = found[name], f"step_vs_trl_{key}{suffix}"
-        record(_place() + key, row["over_ours"], range=row["over_range"], n=rounds, command=command, sides=found)
-        record(_place().replace("speed", "memory") + key, row["memory_of_ours"], n=rounds, command=command)
+        record(f"speed.{place}{key}", row["over_ours"], range=row["over_range"], n=rounds, command=command, sides=found)
+        record(f"memory.{place}{key}", row["memory_of_ours"], n=rounds, command=command)
 
 # %% ../nbs/11_speed.ipynb #765b5303
 def _keep_packed(found: dict, command: str, rounds: int) -> None:
     """Record seconds of padded reading over packed, and how far their log-probabilities lie apart."""
     row = found["packed"]
-    record(f"{_place()}packed_vs_padded", row["ours_over_it"], range=row["ratio_range"], n=rounds, command=command,
-           difference=found["difference"], rounding=found["rounding"])  # fmt: skip
+    key, apart = f"speed.{speed_place(torch.bfloat16)}packed_vs_padded", found["difference"]
+    record(key, row["ours_over_it"], range=row["ratio_range"], n=rounds, command=command, difference=apart,
+           rounding=found["rounding"])  # fmt: skip
 
 
 def _keep_growth(found: dict, command: str, rounds: int) -> None:

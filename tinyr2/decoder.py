@@ -492,11 +492,11 @@ _LINK = ["-fopenmp", "-shared"]  # not -ffast-math, which here would flush subno
 
 def _machine_flags() -> list[list[str]]:
     """Flags that name the processor, the best first; the next are for compilers that do not know them."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return [["-mcpu=native"], ["-march=native"], []]
+    if platform.machine() not in ("x86_64", "AMD64"):  # "native" may mean SVE on ARM, which GCC 12 compiles wrongly
+        return [[]]
     if cpu_setting():
         return [["-march=x86-64-v3"]]
-    return [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-march=x86-64-v3"], []]
+    return [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], []]
 
 
 def _compile(source: Path, library: Path) -> None:
@@ -519,7 +519,7 @@ def _compiler() -> str:
         raise FileNotFoundError("no C++ compiler; on Debian or Ubuntu: apt install g++")
     return found
 
-
+# %% ../nbs/07_decoder.ipynb #13573f7f
 @functools.cache
 def _temporary_folder() -> Path:
     """A folder for this process, where the cache folder cannot be written."""
@@ -546,7 +546,8 @@ def _build(source: str) -> Path:
     about = [source, *_FLAGS, *_LINK, str(_machine_flags()), version, platform.machine(), *sorted(cpu_capabilities())]
     name = f"kernels-{hashlib.sha256(chr(10).join(about).encode()).hexdigest()[:12]}.so"
     with contextlib.suppress(OSError):  # the cache folder cannot be made or written
-        return _library(cache_dir() / name, source)
+        path = cache_dir(write=False) / name
+        return path if path.exists() else _library(cache_dir() / name, source)
     return _library(_temporary_folder() / name, source)
 
 # %% ../nbs/07_decoder.ipynb #1319be98

@@ -7,6 +7,7 @@ __all__ = ['Evaluation', 'judge_of', 'program_of', 'evaluate', 'humaneval_task',
            'divergence_from', 'branch_outcomes', 'measures', 'by_tag']
 
 # %% ../nbs/11_evaluation.ipynb #3aa36b81
+import contextlib
 import hashlib
 import inspect
 import json
@@ -94,7 +95,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: 
     dtype = choose_dtype(dtype, model.device, model.num_parameters())
     options = {"num_generations": num_samples, "temperature": temperature, "seed": seed, "dtype": dtype}
     options["max_completion_length"] = max_completion_length
-    path = cache_dir() / "evaluations" / f"{_fingerprint(model, options, tasks, torch.__version__)}.json"
+    path = cache_dir(write=False) / "evaluations" / f"{_fingerprint(model, options, tasks, torch.__version__)}.json"
     if path.exists():
         return Evaluation(**json.loads(path.read_text()))
     groups = sample_many(model, tokenizer, [t["prompt"] for t in tasks], progress=progress, **options)
@@ -105,7 +106,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: 
     unscored = sum(v.reward is None for v in verdicts)
     result = Evaluation([t["task_id"] for t in tasks], passes, scores, groups, unscored)
     if not unscored:
-        result.save(path)
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            result.save(path)
     return result
 
 # %% ../nbs/11_evaluation.ipynb #da025dd5

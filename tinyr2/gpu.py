@@ -21,11 +21,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .decoder import Decoder, Matrix
-from .environment import steady_attention
+from .environment import progress_bar, steady_attention
 
 # %% ../nbs/07_gpu.ipynb #ea4220b5
 @triton.jit
@@ -360,7 +359,7 @@ def _sample(self: RecordedLoop, encoded: list[list[int]], groups: int, noise: to
                    samples=len(noise))  # fmt: skip
     self.start(noise, stop_ids, temperature, pad_id)
     waiting, alive = 0, []
-    bar = tqdm(total=len(noise), desc="sampling", unit="program", disable=None if progress else True)
+    bar = progress_bar(desc="sampling", total=len(noise), unit="program", show=progress)
     while alive or waiting < len(encoded):
         slots = sorted({*range(prompts)} - {slot for slot, *_ in alive})
         if waiting < len(encoded) and (len(slots) >= max(1, prompts // 4) or not alive):

@@ -65,15 +65,18 @@ class LocalLLM:
     window = 64  # files per unit of work
 
     def __init__(self, name: str = "smollm2-135m", prompt: str = RATE_PROMPT, scale: int = 10,
-                 max_tokens: int = 128, device: str = "cpu", dtype: str = "bfloat16"):  # fmt: skip
+                 max_tokens: int = 128, device: str = "cpu", dtype: str = "auto"):  # fmt: skip
         import torch
         from transformers import DynamicCache
 
         from tinyr2.environment import load_model, load_tokenizer
+        from tinyr2.hardware import choose_dtype
 
+        kind = choose_dtype("auto" if dtype == "auto" else getattr(torch, dtype), device)
         self.tokenizer, self.max_tokens = load_tokenizer(name), max_tokens
-        self.model = load_model(name, dtype=getattr(torch, dtype), device=device)
-        self.opening, self.id = "Rating: ", f"{name} {dtype}"
+        self.model = load_model(name, dtype=kind, device=device)
+        self.dtype, self.opening = str(kind).removeprefix("torch."), "Rating: "
+        self.id = f"{name} {self.dtype}"
         self.tokens = rating_tokens(self.tokenizer, self.opening, scale)
         chat = self._chat(f"{prompt}\n\n```python\n\0\n```")
         self.head, self.tail = (self._ids(part) for part in (chat + self.opening).split("\0"))

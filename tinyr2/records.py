@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from .data import extract_program, validate_record
-from .environment import _write_atomic, at_least, check_place, command, load_model, load_tokenizer, record
+from .environment import _write_atomic, at_least, check_place, command, load_model, load_tokenizer
+from .environment import progress_bar, record
 from .functions import licence_of, source_files
 from .hardware import choose_dtype
 from .honest_tests import distinct, held_out_overlap, tasks_from
@@ -134,7 +134,7 @@ def collect_tasks(args: RecordArguments) -> tuple[list[dict], dict[str, Counter]
         units = _batches(source_files(names), 40)
         work = partial(tasks_from, box=box, overlap=overlap)
         lines = journaled(Path(args.work_dir, "tasks.jsonl"), settings, units, work)
-        for line in tqdm(lines, desc="files", unit="40 files", disable=None):
+        for line in progress_bar(lines, desc="files, 40 at a time", unit="time"):
             tasks += line["tasks"]
             for stage, why in line["attrition"].items():
                 attrition[stage] = attrition.get(stage, Counter()) + Counter(why)
@@ -166,7 +166,7 @@ def collect_records(tasks: list[dict], args: RecordArguments) -> tuple[list[dict
 
     units = _batches(sorted(tasks, key=lambda task: len(task["prompt"])), 32)  # of like length: little padding
     lines = journaled(Path(args.work_dir, "records.jsonl"), settings, units, work)
-    lines = list(tqdm(lines, total=-(-len(tasks) // 32), desc="replies", unit="32 prompts", disable=None))
+    lines = list(progress_bar(lines, desc="replies to 32 prompts at a time", total=-(-len(tasks) // 32), unit="time"))
     records = [record for line in lines for record in line["records"]]
     return sorted(records, key=lambda row: row["task_id"]), sum((Counter(line["why"]) for line in lines), Counter())
 

@@ -19,11 +19,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import completion_mask, encode_completion, format_prompt, left_pad, stop_token_ids
 from .decoder import Decoder, compiled, new_cache, unsupported
+from .environment import progress_bar
 from .hardware import choose_dtype, expect_close, works
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def _decode(decoder: Decoder, encoded: list[list[int]], groups: int, noise, stop
     work, waiting, device, logits = _Rows(noise, pad_id, kernel), 0, noise.device, None
     is_stop = torch.zeros(decoder.head_rows, dtype=torch.bool, device=device)
     is_stop[stop_ids] = True
-    bar = tqdm(total=len(noise), desc="sampling", unit="program", disable=None if progress else True)
+    bar = progress_bar(desc="sampling", total=len(noise), unit="program", show=progress)
     while len(work.rows) or waiting < len(encoded):
         if waiting < len(encoded) and (cache.free() >= max(1, prompts // 4) or not len(work.rows)):
             end = min(waiting + cache.free(), len(encoded))

@@ -6,8 +6,8 @@
 __all__ = ['SIDES', 'SHAPE', 'in_turns', 'summary', 'bench_device', 'bench_dtype', 'speed_place', 'machine_rates',
            'least_seconds', 'multiplied_weights', 'CountOperators', 'operator_seconds', 'means_of', 'bare_generate',
            'predicted_seconds', 'bench_means', 'operator_shares', 'greedy_equal', 'bench_rollout', 'run_side',
-           'in_new_process', 'bench_step', 'step_cost', 'peak_bytes', 'bench_growth', 'varlen_attention', 'read_packed',
-           'read_padded', 'completion_logprobs', 'bench_packed']
+           'in_new_process', 'bench_step', 'step_cost', 'highest_bytes', 'peak_bytes', 'bench_growth',
+           'varlen_attention', 'read_packed', 'read_padded', 'completion_logprobs', 'bench_packed']
 
 # %% ../nbs/11_rollout_speed.ipynb #fc0e207f
 import copy
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,12 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm.auto import tqdm
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from .data import format_prompt, left_pad, load_tasks, stop_token_ids
 from .decoder import compile_seconds
-from .environment import load_model, load_tokenizer
+from .environment import load_model, load_tokenizer, progress_bar
 from .gradient import OPDConfig, OPDStep, accumulate_gradients, read_whole
 from .hardware import choose_dtype, cpu_features, cpu_setting, expect_close, works
 from .objective import PRESETS, token_logprobs
@@ -289,7 +289,6 @@ def bench_rollout(rounds: int = 5, model: str = "smollm2-135m", tokens: int = 96
         seconds = time.perf_counter() - start
         shares.append(least_seconds(batch, student.config, multiplied_weights(student), rates, kind.itemsize) / seconds)
     found |= {"share_of_bound": statistics.median(shares), "share_range": [min(shares), max(shares)], "rates": rates}
-    found["place"] = speed_place(kind)
     if student.device.type == "cpu":
         return found | {"tiny": _bench_tiny(rounds)}
     call = partial(rollout, student, tokenizer, prompts, dtype=kind, **options)
@@ -468,13 +467,22 @@ def _any_step(model, batch: Rollout) -> OPDStep:
                    [(states, model.lm_head.weight.detach())], 1.0)  # fmt: skip
 
 
+def highest_bytes() -> int:
+    """The most memory that this process has had; of a process with children of its own only on Linux."""
+    with suppress(OSError, IndexError):
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def peak_bytes(call: Callable[[], None]) -> int:
-    """How far the memory of this process rises above where it stands while `call` runs. Linux."""
-    before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")
+    """How far the memory of this process rises while `call` runs; without Linux's /proc, above its highest so far."""
+    before = highest_bytes()
+    with suppress(OSError):
+        now = psutil.Process().memory_info().rss
+        Path("/proc/self/clear_refs").write_text("5")  # the highest is counted anew
+        before = now
     call()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
+    return max(0, highest_bytes() - before)
 
 # %% ../nbs/11_rollout_speed.ipynb #0e1d83fa
 _AXES = {"rows": [8, 16, 32, 64, 128], "completion": [16, 32, 64, 128, 256], "prompt": [32, 64, 128, 256, 512],
@@ -499,7 +507,7 @@ def bench_growth(repeats: int = 5, axes: dict[str, list[int]] | None = None, **s
     """By axis, one row per value: the value, seconds of rollout and gradient, bytes."""
     points = [(axis, value) for axis, values in (axes or _AXES).items() for value in values]
     found: dict[str, list[dict]] = defaultdict(list)
-    for axis, value in tqdm(points, desc="growth", disable=None):
+    for axis, value in progress_bar(points, desc="growth", unit="point"):
         found[axis].append({"value": value, **_processes_cost(repeats=repeats, **shape | {axis: value})})
     return dict(found)
 

@@ -7,17 +7,16 @@ __all__ = ['weight_bytes', 'kv_bytes', 'tokens_per_second', 'profile_model']
 
 # %% ../nbs/11_student_teacher.ipynb #808ade36
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .environment import load_model
 from .decoder import Decoder, new_cache
+from .speed import highest_bytes
 
 # %% ../nbs/11_student_teacher.ipynb #33913399
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -47,22 +46,17 @@ def tokens_per_second(model: PreTrainedModel, rows: int, tokens: int, repeats: i
         best = max(best, rows * tokens / (time.perf_counter() - start))
     return best
 
-
-def _peak() -> int:
-    """Largest resident size of this process so far, bytes (of this program alone, unlike getrusage's)."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
-
 # %% ../nbs/11_student_teacher.ipynb #be127fec
 def _profile(name: str, batches: tuple[int, ...], tokens: int) -> dict:
     """Measure one model in this process, which should be fresh."""
     torch.set_num_threads(1)
     small = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     tokens_per_second(LlamaForCausalLM(small).eval(), max(batches), 8)  # torch loads its kernels on first use
-    before = _peak()
+    before = highest_bytes()
     model = load_model(name)
     speed = {n: tokens_per_second(model, n, tokens) for n in batches}
     return {"parameters": model.num_parameters(), "weights": weight_bytes(model), "kv": kv_bytes(model.config),
-            "speed": speed, "peak": _peak() - before}  # fmt: skip
+            "speed": speed, "peak": highest_bytes() - before}  # fmt: skip
 
 
 def profile_model(name: str, batches: tuple[int, ...] = (1, 16), tokens: int = 64) -> dict:

@@ -42,17 +42,6 @@ MEASURES = {
            "reward_model.tiny.above_length": "the same, above what the length of the programs tells",
            "reward_model.smol.pair_accuracy": "learned reward, SmolLM2: held-out pairs ranked rightly",
            "reward_model.smol.above_length": "the same, above what the length of the programs tells",
-           "speed.rollout_vs_hf": "rollout of SmolLM2, 8 prompts x 4, bfloat16: tokens a second over `generate`'s "
-                                  "(median of {n})",
-           "speed.rollout_share_of_bound": "the same: share of what memory and matrix rates of the machine allow",
-           "speed.tiny_rollout_vs_hf": "rollout in the tiny world, float32: tokens a second over `generate`'s",
-           "speed.step_vs_trl_grpo": "a step of TRL's `GRPOTrainer` over ours: seconds (median of {n} rounds)",
-           "speed.step_vs_trl_distillation": "a step of `DistillationTrainer`, best of 4, over ours: seconds",
-           "memory.step_vs_trl_grpo": "highest memory of our process over `GRPOTrainer`'s",
-           "memory.step_vs_trl_distillation": "highest memory of our process over `DistillationTrainer`'s, best of 4",
-           "speed.step_vs_trl_distillation_checkpointing": "the step, with TRL's activation checkpointing on "
-                                                           "({n} rounds)",
-           "memory.step_vs_trl_distillation_checkpointing": "the memory, with it on (TRL's default; above it is off)",
            "speed.gradient": "a step's gradient in the plain way over ours, SmolLM2, 16 completions: seconds",
            "speed.gpu.rollout_vs_hf": "on an H100, 64 prompts x 4, bfloat16: tokens a second over `generate`'s "
                                       "(median of {n})",
@@ -87,16 +76,6 @@ MEASURES = {
            "reward_model.tiny.above_length": "同上，超出“程序长度”基线的部分",
            "reward_model.smol.pair_accuracy": "学习得到的奖励，SmolLM2：留出对的排序正确率",
            "reward_model.smol.above_length": "同上，超出“程序长度”基线的部分",
-           "speed.rollout_vs_hf": "SmolLM2 采样，8 个提示 x 4，bfloat16：每秒 token 数与 `generate` 之比"
-                                  "（{n} 次的中位数）",
-           "speed.rollout_share_of_bound": "同上：占机器内存与矩阵速率所允许速度的比例",
-           "speed.tiny_rollout_vs_hf": "tiny 世界采样，float32：每秒 token 数与 `generate` 之比",
-           "speed.step_vs_trl_grpo": "TRL `GRPOTrainer` 一步的秒数与本项目之比（{n} 轮的中位数）",
-           "speed.step_vs_trl_distillation": "`DistillationTrainer`（四选一）一步的秒数与本项目之比",
-           "memory.step_vs_trl_grpo": "本项目进程的最高内存与 `GRPOTrainer` 之比",
-           "memory.step_vs_trl_distillation": "本项目进程的最高内存与 `DistillationTrainer` 之比",
-           "speed.step_vs_trl_distillation_checkpointing": "一步的秒数之比，TRL 打开激活检查点（{n} 轮）",
-           "memory.step_vs_trl_distillation_checkpointing": "内存之比，TRL 打开激活检查点（其默认；上面为关闭）",
            "speed.gradient": "一步的梯度，直接计算与本项目的秒数之比，SmolLM2，16 个补全",
            "speed.gpu.rollout_vs_hf": "H100，64 个提示 x 4，bfloat16：每秒 token 数与 `generate` 之比"
                                       "（{n} 次的中位数）",
@@ -119,6 +98,44 @@ MEASURES = {
            "bench.divergence.seconds_ratio": "分片计算散度与梯度，320 个 token：秒数与直接计算之比（{n} 次的中位数）",
            "bench.divergence.memory_ratio": "同上：直接计算与本实现的内存之比，不计梯度本身",
            "bench.divergence.whole_memory_ratio": "同上，计入梯度"}}
+
+
+SPEEDS = {
+    "en": {"speed.{}.rollout_vs_hf": "rollout of SmolLM2, 8 prompts x 4: tokens a second over `generate`'s",
+           "speed.{}.rollout_share_of_bound": "the same: share of what memory and matrix rates of the machine allow",
+           "speed.{}.tiny_rollout_vs_hf": "rollout in the tiny world: tokens a second over `generate`'s",
+           "speed.{}.step_vs_trl_grpo": "a step of TRL's `GRPOTrainer` over ours: seconds",
+           "speed.{}.step_vs_trl_distillation": "a step of `DistillationTrainer`, best of 4, over ours: seconds",
+           "speed.{}.step_vs_trl_distillation_checkpointing": "the same with TRL's activation checkpointing on",
+           "memory.{}.step_vs_trl_grpo": "highest memory of our process over `GRPOTrainer`'s",
+           "memory.{}.step_vs_trl_distillation": "the same over `DistillationTrainer`'s, best of 4",
+           "memory.{}.step_vs_trl_distillation_checkpointing": "the same with its checkpointing on, as TRL sets it"},
+    "zh": {"speed.{}.rollout_vs_hf": "SmolLM2 采样，8 个提示 x 4：每秒 token 数与 `generate` 之比",
+           "speed.{}.rollout_share_of_bound": "同上：占机器内存与矩阵速率所允许速度的比例",
+           "speed.{}.tiny_rollout_vs_hf": "tiny 世界采样：每秒 token 数与 `generate` 之比",
+           "speed.{}.step_vs_trl_grpo": "TRL `GRPOTrainer` 一步的秒数与本项目之比",
+           "speed.{}.step_vs_trl_distillation": "`DistillationTrainer`（best-of-4）一步的秒数与本项目之比",
+           "speed.{}.step_vs_trl_distillation_checkpointing": "同上，TRL 打开激活检查点",
+           "memory.{}.step_vs_trl_grpo": "本项目进程的最高内存与 `GRPOTrainer` 之比",
+           "memory.{}.step_vs_trl_distillation": "同上，与 `DistillationTrainer`（best-of-4）之比",
+           "memory.{}.step_vs_trl_distillation_checkpointing": "同上，TRL 打开激活检查点（其默认）"}}
+PROCESSORS = {"avx512_bf16": "AVX-512, bf16", "avx2_imitated": "AVX2*"}  # * in the table: a larger one, imitating
+
+
+def speeds_table(records: dict, language: str) -> str:
+    """One column for each processor and number type that was measured, one row for each ratio."""
+    found = (re.fullmatch(r"speed\.(cpu\.(\w+)\.(\w+))\.rollout_vs_hf", key) for key in records)
+    columns = sorted((match.groups() for match in found if match), key=lambda g: ("imitated" in g[0], "avx2" in g[1], g))
+    heads = [f"{PROCESSORS.get(processor, processor)}; {dtype}" for _, processor, dtype in columns]
+    first = {"en": "ratio", "zh": "比值"}[language]
+    rows = [f"| {first} | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
+    for key, label in SPEEDS[language].items():
+        entries = [records.get(key.format(place)) for place, *_ in columns]
+        texts = ["" if entry is None else f"{entry['value']:.2f}" + (
+            " [{:.2f}, {:.2f}]".format(*entry["range"]) if entry.get("range") else "") for entry in entries]
+        if any(texts):
+            rows.append(f"| {label} | {' | '.join(texts)} |")
+    return "\n".join(rows)
 
 
 NOT_YET = {"speed.gpu.step_vs_trl_distillation": "tinyr2-bench step --rounds 1 --steps 6 --record true"}
@@ -161,17 +178,22 @@ def results_table(records: dict, language: str) -> str:
     return "\n".join(rows)
 
 
-def times_line(locks: dict, language: str) -> str:
-    """Minutes of all notebooks, and seconds of those above a minute, as measured when outputs were stored."""
+def times_line(locks: dict, records: dict, language: str) -> str:
+    """Minutes of all notebooks, seconds of those above a minute, and minutes of the two commands by setting."""
+    minutes = {f"{what}.{name}": f"{records[f'wall.{what}.{name}']['value'] / 60:.0f}" for what in ("run", "test")
+               for name in ("all", "avx2", "plain") if f"wall.{what}.{name}" in records}
+    took = {what: ", ".join(minutes.get(f"{what}.{name}", "?") for name in ("all", "avx2", "plain"))
+            for what in ("run", "test")}
     total = sum(entry["seconds"] for entry in locks.values()) / 60
     long = {name: entry["seconds"] for name, entry in sorted(locks.items()) if entry["seconds"] > 60}
     long = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in long.items())
     return {"en": f"On one core beside another notebook, a few on two, they add up to {total:.0f} minutes. "
-                  f"Above one minute: {long}. `make run`, two side by side, took 13 to 17 minutes, `make test` 7 to 11 "
-                  "(caches filled, and empty). "
-                  "In Jupyter some seconds of imports come on top of each.",
+                  f"Above one minute: {long}. With all that this processor has, as AVX2 alone, and in plain PyTorch "
+                  f"(`TINYR2_CPU` not set, `avx2`, `plain`), `make run` took {took['run']} minutes and `make test` "
+                  f"{took['test']}. In Jupyter some seconds of imports come on top of each.",
             "zh": f"各占一个 CPU 核、与另一个并行（少数独占两核）时合计 {total:.0f} 分钟。超过一分钟的：{long}。"
-                  "`make run` 每次并行两个，用了 13 到 17 分钟，`make test` 7 到 11 分钟（缓存已有或为空）。"
+                  f"用上处理器的全部指令、只用 AVX2、只用普通 PyTorch（`TINYR2_CPU` 不设、`avx2`、`plain`）时，"
+                  f"`make run` 分别用了 {took['run']} 分钟，`make test` {took['test']} 分钟。"
                   "Jupyter 中每个另加几秒导入时间。"}[language]
 
 
@@ -180,7 +202,7 @@ def blocks(root: Path, language: str) -> dict[str, str]:
     records = json.loads((root / "figures" / "results.json").read_text(encoding="utf-8"))
     locks = json.loads((root / "nbs" / ".outputs.json").read_text(encoding="utf-8"))
     return {"results": results_table(records, language), "measures": measures_table(records, language),
-            "times": times_line(locks, language)}
+            "speeds": speeds_table(records, language), "times": times_line(locks, records, language)}
 
 
 def fill(text: str, parts: dict[str, str]) -> str:

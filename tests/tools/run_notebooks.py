@@ -104,7 +104,13 @@ def explain(copy: Path, messages: str, lines: int = 12) -> str:
 
 
 def read_parameters(file: Path | None) -> dict[str, dict]:
-    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file else {}
+    """The parameters of each notebook; a run with fewer features of the processor has folders of its own."""
+    if file is None:
+        return {}
+    text = file.read_text(encoding="utf-8")
+    if cpu_setting():
+        text = text.replace(f"_runs/{file.stem}/", f"_runs/{file.stem}/{cpu_setting()}/")
+    return yaml.safe_load(text) or {}
 
 
 def default_jobs() -> int:
