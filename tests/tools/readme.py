@@ -125,7 +125,8 @@ PROCESSORS = {"avx512_bf16": "AVX-512, bf16", "avx2_imitated": "AVX2*"}  # * in 
 def speeds_table(records: dict, language: str) -> str:
     """One column for each processor and number type that was measured, one row for each ratio."""
     found = (re.fullmatch(r"speed\.(cpu\.(\w+)\.(\w+))\.rollout_vs_hf", key) for key in records)
-    columns = sorted((match.groups() for match in found if match), key=lambda g: ("imitated" in g[0], "avx2" in g[1], g))
+    columns = sorted(match.groups() for match in found if match)
+    columns.sort(key=lambda column: ("imitated" in column[1], "avx2" in column[1]))
     heads = [f"{PROCESSORS.get(processor, processor)}; {dtype}" for _, processor, dtype in columns]
     first = {"en": "ratio", "zh": "比值"}[language]
     rows = [f"| {first} | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
