@@ -10,7 +10,6 @@ __all__ = ['MAX_SOURCE', 'Tests', 'SANDBOX_SETTINGS', 'same_value', 'Verdict', '
 # %% ../nbs/04_sandbox.ipynb #a6134f0a
 import ast
 import builtins
-import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -361,8 +360,10 @@ def _start(self: _Worker) -> dict:
 
 def _tell(self: _Worker, word: bytes) -> None:
     """Send a word to the fork server; if it is gone, what it said last, which is read next, tells why."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         self.control.send(word)
+    except BrokenPipeError:
+        pass
 
 
 _Worker.start, _Worker.tell = _start, _tell
