@@ -6,6 +6,7 @@ that whatever a leak lets out stays inside. When pytest runs as root they run tw
 
 import contextlib
 import glob
+import inspect
 import json
 import os
 import resource
@@ -15,6 +16,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -24,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from hostile import BROAD, CONTROLS, PROGRAMS  # noqa: E402
 
-from tinyr2.sandbox import _STATUSES, Check, Sandbox  # noqa: E402
+from tinyr2 import confine, reward  # noqa: E402
+from tinyr2.sandbox import _STATUSES, Check, Sandbox, SandboxError, Verdict  # noqa: E402
 
 try:
     from tinyr2.sandbox import Calls
@@ -32,7 +36,8 @@ except ImportError:
     Calls = None
 USER = 64999  # the ordinary user, when pytest runs as root
 NAME = "tinyr2-hostile"
-TIMEOUT, SHORT, SLACK = 0.5, 0.25, 8.0  # seconds; short for `ENDLESS`; slack for a machine that does other work
+TIMEOUT, SHORT, SLACK = 0.5, 0.25, 60.0  # seconds; short for `ENDLESS`; slack for a machine that does other work
+HANGS = 600  # seconds after which something that should have happened long ago has failed; nothing waits for them
 BUSY = 1.5  # seconds of CPU that the trainer may spend on one group of programs
 ENDLESS = {"loop", "exhaustion", "timing"}
 STEADY = {"exit", "equality", "patching", "wrong", "source", "check", "marker"}  # same verdict in every run
@@ -168,7 +173,7 @@ class Harness:
         """Run a group, look around, and have two benign programs judged."""
         jobs, names = [self.world.job(p) for p in programs], ", ".join(p.name for p in programs)
         signal.signal(signal.SIGALRM, lambda *a: (_ for _ in ()).throw(TimeoutError("hangs")))
-        signal.alarm(60)
+        signal.alarm(HANGS)
         try:
             box, before = self.start(), time.process_time()
             box.report()
@@ -195,8 +200,8 @@ class Harness:
         self.note(names, *self.benign())
 
     def benign(self) -> list[str]:
-        """Two simple programs, one right and one wrong; a machine under load gets three tries."""
-        for _ in range(3):
+        """Two simple programs, one right and one wrong; where a machine under load runs out of time, again."""
+        for _ in range(100):
             self.count += 1
             right, wrong = (f"def f(n):\n    return n + {add}  # {self.count}" for add in (1, 2))
             try:
@@ -206,6 +211,8 @@ class Harness:
                 return [f"a benign program afterwards: {type(error).__name__}: {ascii(str(error))[:300]}"]
             if [v.passed for v in verdicts] == [(True,), (False,)]:
                 return []
+            if not any(v.status == "timeout" for v in verdicts):
+                break
         return [f"benign programs afterwards judged {verdicts}"]
 
     def close(self) -> None:
@@ -223,7 +230,7 @@ def harness(out: str, namespaced: bool) -> None:
         programs = [p for p in programs if p.name not in BROAD]
     with tempfile.TemporaryDirectory() as folder:
         world = World(folder)
-        with Sandbox(workers=2, timeout=5.0, memory_mb=256) as box:
+        with Sandbox(workers=2, timeout=60.0, memory_mb=256) as box:
             seen["layers"] = box.report()
             verdicts = box.run([world.job(p) for p in CONTROLS])
             again = box.run([world.job(p) for p in reversed(CONTROLS)])
@@ -282,29 +289,47 @@ def stop_server(harness: Harness) -> list[str]:
 
 def victim() -> None:
     """A trainer in the middle of a run."""
-    with Sandbox(workers=2, timeout=60, memory_mb=256) as box:
+    with Sandbox(workers=2, timeout=3 * HANGS, memory_mb=256) as box:
         box.run([(f"while True:\n    pass  # {n}", [{"call": "f(1)", "returns": "2"}]) for n in range(4)])
+
+
+def wait_until(event, what: str):
+    """The first true value of `event()`."""
+    end = time.monotonic() + HANGS
+    while not (value := event()):
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        time.sleep(0.02)
+    return value
+
+
+def judging(pid: int, servers: int = 2) -> dict[int, str]:
+    """The servers under a process and their children, if so many servers each have a child that runs a program.
+
+    A server forks one child ahead, so a second child means that the first has been given to the judge.
+    """
+    found = [server for server, text in processes(pid).items() if "--serve" in text]
+    families = [processes(server) for server in found]
+    return descendants(pid) if sum(len(family) >= 2 for family in families) >= servers else {}
 
 
 def kill_trainer() -> list[str]:
     """SIGKILL a trainer in the middle of a run: its servers and their children end by themselves."""
     trainer = subprocess.Popen([sys.executable, __file__, "--victim"])
+    try:
+        family = wait_until(lambda: judging(trainer.pid), "no program runs")
+    finally:
+        trainer.kill()
+        trainer.wait()
 
-    def busy() -> int:
-        stats = [Path(f"/proc/{pid}/stat") for pid in descendants(trainer.pid)]
-        return sum(int(stat.read_text().rpartition(")")[2].split()[11]) > 10 for stat in stats if stat.exists())
+    def left() -> dict[int, str]:
+        return {pid: text for pid, text in processes().items() if pid in family and text[0] != "Z"}
 
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and busy() < 2:
-        time.sleep(0.1)
-    family = descendants(trainer.pid)
-    trainer.kill()
-    trainer.wait()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and (left := {pid: processes().get(pid) for pid in family if pid in processes()}):
-        time.sleep(0.1)
-    found = [] if len(family) >= 4 else [f"only {family} were running"]
-    return found + [f"outlived its trainer: {left}"] if left else found
+    try:
+        wait_until(lambda: not left(), "")
+    except TimeoutError:
+        return [f"outlived its trainer: {left()}"]
+    return []
 
 
 # --- into that process ---------------------------------------------------------------------------------------
@@ -395,7 +420,7 @@ def seen(request, started) -> dict:
     if request.param not in started:
         pytest.skip("already an ordinary user")
     process, out, log = started[request.param]
-    process.wait(timeout=300)
+    process.wait(timeout=4 * HANGS)
     log.seek(0)
     said = log.read()
     assert out.exists(), f"the harness died ({process.returncode}): {said[-3000:]}"
@@ -422,7 +447,7 @@ ROW = {"call": "f(1)", "returns": "2"}
 
 @pytest.fixture(scope="module")
 def box():
-    with Sandbox(workers=1, timeout=1.0, memory_mb=256) as box:
+    with Sandbox(workers=1, timeout=60.0, memory_mb=256) as box:
         yield box
 
 
@@ -482,6 +507,328 @@ def test_same_program_twice_in_a_batch_and_again(box):
     job = (BENIGN, [ROW, {"call": "f(2)", "returns": "2"}])
     first = box.run([job, job])
     assert first[0] == first[1] == box.run([job])[0] and first[0].passed == (True, False)
+
+
+# --- interrupted calls ---------------------------------------------------------------------------------------
+
+PROGRAMS_OF_A_USER = '''
+import json, os, sys, threading, time
+from tinyr2 import reward
+from tinyr2.sandbox import Sandbox
+
+ROW = {"call": "f(1)", "returns": "2"}
+ENDLESS = [f"def f(n):\\n    while True:\\n        pass  # {k}" for k in range(16)]
+SUMS = [f"def f(n):\\n    return n + {1 + k % 2}  # {k}" for k in range(32)]
+MIXED = [program for pair in zip(ENDLESS, SUMS) for program in pair]
+
+
+def judge(programs):
+    if sys.argv[1] == "shared":
+        return reward.tests_reward(None, programs, [[ROW]] * len(programs))
+    return [verdict.reward for verdict in box.run([(program, [ROW]) for program in programs])]
+
+
+def left():
+    """Children and threads; the last of them may need a moment to go."""
+    for _ in range(3000):
+        time.sleep(0.01)
+        if (found := count()) == [0, []]:
+            break
+    return found
+
+
+def count():
+    children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    return [len(children), [thread.name for thread in threading.enumerate() if thread.name.startswith("Thread-")]]
+
+
+box = Sandbox(workers=2, timeout=1800.0, modules=("pycodestyle",))
+reward._shared.append(box)
+'''
+
+
+@contextlib.contextmanager
+def user(code: str, *arguments: str):
+    """A user's script that has programs judged."""
+    command = [sys.executable, "-u", "-c", PROGRAMS_OF_A_USER + textwrap.dedent(code), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as script:
+        try:
+            yield script
+        finally:
+            script.kill()
+
+
+@pytest.mark.parametrize("way", ["own", "shared"])
+def test_interrupted_call_leaves_nothing_and_the_next_judges_rightly(way):
+    code = """
+    for attempt in range(3):
+        try:
+            judge(MIXED)
+        except KeyboardInterrupt:
+            print(json.dumps(left()))
+        print(json.dumps(judge([f"{program}{attempt}" for program in SUMS])))
+    """
+    with user(code, way) as script:
+        for _ in range(3):
+            wait_until(lambda: judging(script.pid) or script.poll() is not None, "no program runs")
+            script.send_signal(signal.SIGINT)
+            assert script.stdout.readline() == "[0, []]\n"
+            assert json.loads(script.stdout.readline() or "null") == [1.0, 0.0] * 16
+        assert script.wait(HANGS) == 0
+
+
+def test_interrupted_script_ends_although_its_programs_would_run_on():
+    with user("judge(MIXED)", "own") as script:
+        family = wait_until(lambda: judging(script.pid), "no program runs")
+        script.send_signal(signal.SIGINT)
+        _, said = script.communicate(timeout=HANGS)
+        assert "KeyboardInterrupt" in said and "SandboxError" not in said
+        wait_until(lambda: not family.keys() & processes().keys(), "processes are left")
+
+
+def test_interrupted_check_of_endless_code_ends():
+    """A `Check` runs in the trainer's own thread; the interruption reaches it as well."""
+    endless = Check("f", "def check(candidate):\n    print('running', flush=True)\n    while True:\n        pass\n")
+    code = f"""
+    from tinyr2 import sandbox
+    sandbox._CHECK_SECONDS = 1800.0
+    try:
+        box.run([("def f(n):\\n    return n", sandbox.{endless!r})])
+    except KeyboardInterrupt:
+        print(json.dumps(left()))
+    """
+    with user(code, "own") as script:
+        assert script.stdout.readline() == "running\n"
+        script.send_signal(signal.SIGINT)
+        assert script.stdout.readline() == "[0, []]\n"
+
+
+def test_no_verdict_of_an_interrupted_call_is_kept(monkeypatch):
+    programs = [(f"{BENIGN}# {k}", [ROW]) for k in range(3)]
+    join, calls = threading.Thread.join, []
+
+    def interrupted(thread, timeout=None):
+        join(thread, timeout)
+        calls.append(thread)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    with Sandbox(workers=1, timeout=60.0) as box:
+        box.report()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(threading.Thread, "join", interrupted)
+            box.run(programs)
+        assert calls and not box.cache and not box.recent
+        assert [verdict.passed for verdict in box.run(programs)] == [(True,)] * 3
+
+
+# --- faults of the machine -----------------------------------------------------------------------------------
+
+
+def verdicts(good: int, bad: int, mark: str) -> dict[str, Verdict]:
+    """What a call may have brought: so many programs judged, so many not, the bad ones last."""
+    states = ["ok"] * good + ["infra"] * bad
+    return {f"{mark} {k}": Verdict((True,), state, f"{state} {mark} {k}") for k, state in enumerate(states)}
+
+
+def test_faults_count_while_they_are_recent():
+    box = Sandbox(workers=1)
+    for call in range(5):
+        box.remember(verdicts(999, 1, f"rare {call}"))  # one in a thousand, for ever
+    with pytest.raises(SandboxError, match="of the last 1000 programs .* because of infra burst 7"):
+        box.remember(verdicts(0, 8, "burst one") | verdicts(0, 8, "burst"))
+    box.remember(verdicts(20, 0, "well again"))
+    box.remember(verdicts(1, 0, "well again, alone"))
+    with pytest.raises(SandboxError, match="2 of the last 23 programs .* because of infra second 1"):
+        box.remember(verdicts(0, 2, "second"))
+
+
+def test_sandbox_recovers_once_the_machine_is_well_again():
+    with Sandbox(workers=2, timeout=60.0) as box:
+        box.report()
+        for worker in box.workers:
+            worker.settings["modules"].append("no_such_module")
+        with pytest.raises(SandboxError, match="ModuleNotFoundError: No module named 'no_such_module'"):
+            box.run([(f"{BENIGN}# {k}", [ROW]) for k in range(5)])
+        for worker in box.workers:
+            worker.settings["modules"].clear()
+        assert right(box, "after the fault")
+
+
+def test_any_exception_of_a_worker_is_a_fault_with_its_name(monkeypatch):
+    with Sandbox(workers=1, timeout=60.0) as box:
+        box.report()
+        monkeypatch.setattr(type(box.workers[0]), "run_one", lambda *a: {}["missing"])
+        with pytest.raises(SandboxError, match="KeyError: 'missing'"):
+            box.run([(f"{BENIGN}# {k}", [ROW]) for k in range(3)])
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Change the code of the fork server: `machine((old, new), ...)` takes something away from this machine."""
+
+    def change(*changes: tuple[str, str]) -> None:
+        source = inspect.getsource(confine)
+        for old, new in changes:
+            assert old in source
+            source = source.replace(old, new)
+        script = tmp_path / "confine.py"
+        script.write_text(source)
+        monkeypatch.setattr(confine, "__file__", str(script))
+
+    return change
+
+
+WAY_ON = ["Sandbox(allow_weak=True)", 'OPDConfig(sandbox={"allow_weak": True})', "--sandbox.allow_weak true"]
+NO_LANDLOCK = ("LIBC.syscall(444, None, 0, 1)", "LIBC.syscall(-1, None, 0, 1)")
+NO_SECCOMP = ("LIBC.prctl(22, 2, program, 0, 0)", "LIBC.prctl(22, 99, 0, 0, 0)")
+MISSING = {
+    "seccomp": ([NO_SECCOMP], "missing layers: system calls (no seccomp, Invalid argument); a program could: "),
+    "both": ([NO_LANDLOCK, NO_SECCOMP], "missing layers: files (no Landlock, Function not implemented), system calls"),
+}
+
+
+@pytest.mark.parametrize("changes,said", MISSING.values(), ids=MISSING)
+def test_missing_layer_is_named_and_one_setting_goes_on(machine, changes, said):
+    machine(*changes)
+    with pytest.raises(SandboxError) as refused:
+        Sandbox(workers=1).report()
+    assert str(refused.value).startswith(said) and all(way in str(refused.value) for way in WAY_ON)
+    with pytest.warns(UserWarning, match="weak sandbox"), Sandbox(workers=1, timeout=60.0, allow_weak=True) as box:
+        (verdict,) = box.run([(BENIGN, [ROW])])
+    assert verdict.passed == (True,) and verdict.detail.startswith("[weak sandbox]")
+
+
+def test_without_landlock_no_file_can_be_opened_at_all(machine):
+    machine(NO_LANDLOCK)
+    expected = pytest.warns(UserWarning, match="no Landlock.*preloaded modules only")
+    with expected, Sandbox(workers=1, timeout=60.0) as box:
+        assert box.report()["self-test"] == "passed" and right(box, "no Landlock")
+
+
+def test_without_namespaces_and_pidfd_the_self_test_still_passes(machine):
+    """As in an unprivileged container, and on a kernel that is old or not Linux's own."""
+    machine(("os.pidfd_open(pid)", "os.close(-1)"))
+    with Sandbox(workers=1, timeout=60.0) as box:
+        assert box.report()["self-test"] == "passed" and right(box, "no pidfd")
+    machine(("LIBC.unshare(flags) == 0", "LIBC.unshare(-1) == 0"))
+    with Sandbox(workers=1, timeout=60.0) as box:
+        assert box.report()["network"] == "off: no namespace, Invalid argument" and right(box, "no namespace")
+
+
+FORK = "pid = os.fork()\n    if pid == 0:\n        try:"
+NO_MORE = 'raise BlockingIOError(11, "Resource temporarily unavailable")'
+
+
+@pytest.mark.parametrize("first", [1, 3], ids=["at the start", "later"])
+def test_limit_of_processes_is_named(machine, first):
+    counted = f"fork_child.calls += 1\n    if fork_child.calls >= {first}:\n        {NO_MORE}\n    {FORK}"
+    machine((FORK, counted), ("def end_child(", "fork_child.calls = 0\n\n\ndef end_child("))
+    with pytest.raises(SandboxError, match=r"raise the limit of processes \(ulimit -u, or pids.max"):
+        Sandbox(workers=1).report()
+
+
+def test_limit_of_processes_is_named_when_the_trainer_meets_it(monkeypatch):
+    def refused(*arguments, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("tinyr2.sandbox.subprocess.Popen", refused)
+    with pytest.raises(SandboxError, match=r"raise the limit of processes"):
+        Sandbox(workers=1).report()
+
+
+def test_limit_of_threads_is_named(monkeypatch):
+    with Sandbox(workers=2, timeout=60.0) as box:
+        box.report()
+
+        def refused(self):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("tinyr2.sandbox.threading.Thread.start", refused)
+        with pytest.raises(SandboxError, match=r"raise the limit of processes"):
+            box.run([(BENIGN, [ROW])])
+        monkeypatch.undo()
+        assert right(box, "threads again")
+
+
+def test_hard_limits_below_ours_are_kept(machine):
+    machine(("    limits = {", "    resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n    limits = {"))
+    with Sandbox(workers=1, timeout=60.0) as box:
+        assert box.report()["self-test"] == "passed" and right(box, "few files")
+
+
+def test_child_that_cannot_shed_its_rights_says_why(machine):
+    machine(("    os.setsid()\n", '    raise PermissionError("setgroups")\n'))
+    with pytest.raises(SandboxError, match="could not shed its rights: PermissionError: setgroups"):
+        Sandbox(workers=1).report()
+
+
+def test_slow_machine_gets_more_time_in_the_self_test(machine):
+    """Every program starts half a second late: too late for the first round of the self-test, not for the next."""
+    late = "program = recv_frame(sock)\n        time.sleep(0.5)\n        exec(compile(program"
+    machine(("exec(compile(recv_frame(sock)", late))
+    assert Sandbox(workers=1).report()["self-test"] == "passed"
+
+
+OTHER_SYSTEM = """
+import sys
+import asyncio, multiprocessing, socket, subprocess, tempfile, tqdm.auto  # these look at the system
+sys.platform = {system!r}
+sys.modules["resource"] = None
+import ctypes
+ctypes.CDLL = None
+from tinyr2.sandbox import Sandbox
+Sandbox()
+"""
+
+
+@pytest.mark.parametrize("system,way", [("win32", "WSL2"), ("darwin", "container")])
+def test_other_systems_get_one_clear_line(system, way):
+    code = OTHER_SYSTEM.format(system=system)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and last.startswith("OSError: Sandbox needs Linux") and way in last
+
+
+# --- settings of the shared sandbox --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared():
+    yield
+    reward.use_sandbox()
+
+
+def test_use_sandbox_replaces_the_shared_one_and_only_when_something_changes(shared):
+    reward.use_sandbox(timeout=60.0)
+    box = reward.shared_sandbox()
+    assert reward.tests_reward(None, [BENIGN], [[ROW]]) == [1.0] and box.workers[0].server
+    reward.use_sandbox(timeout=60, modules=["pycodestyle"])
+    assert reward.shared_sandbox() is box
+    reward.use_sandbox(timeout=60.0, memory_mb=512, modules=["json"], workers=1)
+    assert reward.shared_sandbox() is not box and not any(worker.server for worker in box.workers)
+    limits = reward.shared_sandbox().limits
+    assert (limits["memory_mb"], limits["modules"]) == (512, ["pycodestyle", "json"])
+    assert reward.tests_reward(None, [BENIGN], [[ROW]]) == [1.0] and reward.count_pep8(["x=1\n" + BENIGN]) != [None]
+
+
+BAD = {
+    "timout": (1, "unknown; did you mean timeout"), "journal": ("x", "unknown"), "timeout": ("2", "seconds"),
+    "memory_mb": (10, "at least 64"), "modules": ("numpy", "a list"), "workers": (0, "at least 1"),
+    "allow_weak": ("true", "True or False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_are_named_and_change_nothing(shared, name):
+    box, (value, said) = reward.shared_sandbox(), BAD[name]
+    with pytest.raises(ValueError, match=f"sandbox setting {name}: .*{said}"):
+        reward.use_sandbox(**{name: value})
+    with pytest.raises(ValueError, match="sandbox setting modules: .*no_such_module"):
+        reward.use_sandbox(modules=["no_such_module"])
+    assert reward.shared_sandbox() is box
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_FRAME', 'LIBC', 'to_wire', 'ProtocolError', 'send_frame', 'recv_frame', 'limit_self', 'readable_paths',
-           'landlock', 'allowed_calls', 'seccomp_filter', 'install_filter', 'leave_network', 'open_interpreter',
-           'fix_chance', 'answer_calls', 'close_doors', 'fork_child', 'end_child', 'end_strays', 'open_children']
+           'landlock', 'allowed_calls', 'seccomp_filter', 'install_filter', 'try_filter', 'leave_network',
+           'open_interpreter', 'fix_chance', 'answer_calls', 'close_doors', 'fork_child', 'end_child', 'end_strays',
+           'open_children']
 
 # %% ../nbs/04_confine.ipynb #09a6265f
 import contextlib
@@ -18,7 +19,6 @@ import math
 import os
 import platform
 import random
-import resource
 import select
 import signal
 import socket
@@ -28,6 +28,9 @@ import sysconfig
 import time
 import types
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # Windows has none; there the sandbox says that it needs Linux
+    import resource
 
 # %% ../nbs/04_confine.ipynb #951eaf45
 def to_wire(value: object, depth: int = 0) -> list:
@@ -82,7 +85,7 @@ def recv_frame(sock: socket.socket) -> object:
         raise ProtocolError(f"not a JSON frame: {type(error).__name__}") from None
 
 # %% ../nbs/04_confine.ipynb #36b58678
-LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _FIRST_UID = 61000  # base of the user ids that children take when the server runs as root
 
 
@@ -101,6 +104,8 @@ def limit_self(sock_fd: int, timeout: float, memory_mb: int, slot: int) -> None:
         resource.RLIMIT_NPROC: 1,
     }
     for which, value in limits.items():
+        highest = resource.getrlimit(which)[1]  # nobody but root may go above it
+        value = value if highest == resource.RLIM_INFINITY else min(value, highest)
         resource.setrlimit(which, (value, value))
     if os.geteuid() == 0:
         os.setgroups([])
@@ -128,7 +133,7 @@ def landlock(readable: list[str], listable: list[str]) -> str:
     """Leave this process and its children only these files and folders. Returns 'on' or why not."""
     abi = LIBC.syscall(444, None, 0, 1)  # landlock_create_ruleset(..., VERSION)
     if abi < 1:
-        return "off: the kernel has no Landlock"
+        return f"off: no Landlock, {os.strerror(ctypes.get_errno())}"
     handled = (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
     attributes = struct.pack("QQQ", handled, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
     ruleset = LIBC.syscall(444, attributes, 8 if abi < 4 else 16 if abi < 6 else 24, 0)
@@ -141,7 +146,7 @@ def landlock(readable: list[str], listable: list[str]) -> str:
     LIBC.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     done = LIBC.syscall(446, ruleset, 0)  # landlock_restrict_self
     os.close(ruleset)
-    return "on" if done == 0 else f"off: errno {ctypes.get_errno()}"
+    return "on" if done == 0 else f"off: Landlock, {os.strerror(ctypes.get_errno())}"
 
 # %% ../nbs/04_confine.ipynb #2873dd03
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # audit name, column below
@@ -191,13 +196,24 @@ def install_filter(code: bytes) -> str:
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
     LIBC.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    return "on" if LIBC.prctl(22, 2, program, 0, 0) == 0 else f"off: errno {ctypes.get_errno()}"
+    return "on" if LIBC.prctl(22, 2, program, 0, 0) == 0 else f"off: no seccomp, {os.strerror(ctypes.get_errno())}"
+
+
+def try_filter(machine: str, files: bool) -> tuple[bytes, str]:
+    """(the filter, 'on'), tried in a child; or (nothing, why not), where this machine has no use for it."""
+    if machine not in _MACHINES:
+        return b"", f"off: no list of calls for {machine}"
+    code = seccomp_filter(machine, files)
+    if (pid := os.fork()) == 0:
+        os._exit(0 if install_filter(code) == "on" else ctypes.get_errno())
+    error = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return (b"", f"off: no seccomp, {os.strerror(error)}") if error else (code, "on")
 
 # %% ../nbs/04_confine.ipynb #412a1d35
 def leave_network() -> str:
     """Move into empty network and IPC namespaces. Returns 'on' or why not."""
     flags = 0x40000000 | 0x08000000 | (0 if os.geteuid() == 0 else 0x10000000)  # NEWNET | NEWIPC (| NEWUSER)
-    return "on" if LIBC.unshare(flags) == 0 else f"off: errno {ctypes.get_errno()}"
+    return "on" if LIBC.unshare(flags) == 0 else f"off: no namespace, {os.strerror(ctypes.get_errno())}"
 
 
 def open_interpreter(prefix: str = sys.base_prefix) -> str:
@@ -207,14 +223,14 @@ def open_interpreter(prefix: str = sys.base_prefix) -> str:
     if os.geteuid() != 0 or closed is None:
         return "on"
     if LIBC.unshare(0x00020000):  # NEWNS
-        return f"off: errno {ctypes.get_errno()}; modules that are not preloaded cannot be imported"
+        return f"off: no namespace, {os.strerror(ctypes.get_errno())}; only preloaded modules can be imported"
     LIBC.mount(None, b"/", None, 0x4000 | 0x40000, None)  # MS_REC | MS_PRIVATE
     folder = os.open(prefix, os.O_PATH)
     LIBC.mount(b"none", bytes(closed), b"tmpfs", 0, b"mode=755,size=1m")
     os.makedirs(prefix)
     done = LIBC.mount(b"/proc/self/fd/%d" % folder, prefix.encode(), None, 0x1000, None)  # MS_BIND
     os.close(folder)
-    return "on" if done == 0 else f"off: errno {ctypes.get_errno()}"
+    return "on" if done == 0 else f"off: mount, {os.strerror(ctypes.get_errno())}"
 
 # %% ../nbs/04_confine.ipynb #4c811d73
 _START = 1_700_000_000.0  # what every program's clock shows first: 14 November 2023, in seconds since 1970
@@ -283,8 +299,8 @@ _PRELOAD = (
 ).split()
 
 
-def close_doors(modules: list[str]) -> dict[str, str]:
-    """Import what programs need, then shut network and files; returns the layers, 'on' or why not."""
+def close_doors(modules: list[str]) -> tuple[dict[str, str], bytes]:
+    """Import what programs need, shut network and files; returns the layers, 'on' or why not, and the filter."""
     for name in [*_PRELOAD, *modules]:
         __import__(name)
     compile("def warm(x):\n    return [y for y in x]\n", "<warm>", "exec")
@@ -292,22 +308,32 @@ def close_doors(modules: list[str]) -> dict[str, str]:
     paths = readable_paths(modules), [sysconfig.get_path("stdlib")]
     layers["files"] = landlock(*paths)
     layers["own user"] = "on" if os.geteuid() == 0 else "off: not root, programs run as you"
-    machine = platform.machine()
-    layers["system calls"] = "on" if machine in _MACHINES else f"off: no list of calls for {machine}"
+    filter_code, layers["system calls"] = try_filter(platform.machine(), files=layers["files"] == "on")
     fix_chance()
     gc.collect()
     gc.freeze()  # the children need not look at, and so copy, what the server made
-    return layers
+    return layers, filter_code
 
 # %% ../nbs/04_confine.ipynb #25b645bd
+def _shed_rights(sock_fd: int, settings: dict, filter_code: bytes) -> str:
+    """Limits and filter for this process; returns "" or what could not be set."""
+    try:
+        limit_self(sock_fd, settings["timeout"], settings["memory_mb"], settings["slot"])
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    state = install_filter(filter_code) if filter_code else "on"
+    return "" if state == "on" else state
+
+
 def fork_child(settings: dict, filter_code: bytes) -> tuple[int, socket.socket]:
     """Fork a child that has shed its rights and waits for a program; returns its id and the judge's socket."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         try:
-            limit_self(theirs.fileno(), settings["timeout"], settings["memory_mb"], settings["slot"])
-            if not filter_code or install_filter(filter_code) == "on":
+            if fault := _shed_rights(theirs.fileno(), settings, filter_code):
+                send_frame(theirs, ["fault", fault])
+            else:
                 answer_calls(theirs)
         finally:
             os._exit(0)
@@ -315,20 +341,33 @@ def fork_child(settings: dict, filter_code: bytes) -> tuple[int, socket.socket]:
     return pid, ours
 
 # %% ../nbs/04_confine.ipynb #d8128d83
+def _watch(pid: int, timeout: float, control: socket.socket) -> tuple[bool, bool]:
+    """(the child has ended, the judge has spoken): what came first, or neither when the time is up."""
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:  # a kernel without it: look every five milliseconds
+        for _ in range(math.ceil(timeout / 0.005)):
+            spoken = bool(poller.poll(5))
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            if ended or spoken:
+                return ended, spoken
+        return False, False
+    poller.register(pidfd, select.POLLIN)
+    events = [fd for fd, _ in poller.poll(timeout * 1000)]
+    os.close(pidfd)
+    return pidfd in events, control.fileno() in events
+
+
 def end_child(pid: int, timeout: float, control: socket.socket) -> dict:
     """Wait until the child ends, the judge has finished with it, or its time is up; kill and reap it."""
-    pidfd = os.pidfd_open(pid)
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    poller.register(control, select.POLLIN)
-    events = poller.poll(timeout * 1000)
-    ended = any(fd == pidfd for fd, _ in events)
+    ended, spoken = _watch(pid, timeout, control)
     if not ended:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    os.close(pidfd)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) and ended else 0
-    return {"timed_out": not events, "signal": number, "cpu": usage.ru_utime + usage.ru_stime}
+    return {"timed_out": not ended and not spoken, "signal": number, "cpu": usage.ru_utime + usage.ru_stime}
 
 # %% ../nbs/04_confine.ipynb #38aaf7c0
 def end_strays(children: int | None, spare: int) -> None:
@@ -349,18 +388,14 @@ def open_children() -> int | None:
         return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY)
 
 # %% ../nbs/04_confine.ipynb #2fb3a91d
-def _serve(fd: int, settings: dict) -> None:
+def _serve(control: socket.socket, settings: dict) -> None:
     """The fork server: one child per request, one request at a time, until the trainer goes away."""
-    control = socket.socket(fileno=fd)
     children = open_children()
     sys.path.extend(settings["paths"])
-    layers = close_doors(settings["modules"])
+    layers, filter_code = close_doors(settings["modules"])
     del sys.path[len(sys.path) - len(settings["paths"]) :]
-    machine, filter_code = platform.machine(), b""
-    if layers["system calls"] == "on":
-        filter_code = seccomp_filter(machine, files=layers["files"] == "on")
-    control.send(json.dumps(layers).encode())
     spare, ours = fork_child(settings, filter_code)
+    control.send(json.dumps(layers).encode())
     while message := control.recv(4096):
         if message != b"go":  # a late 'stop' for a child that had already ended
             continue
@@ -373,5 +408,14 @@ def _serve(fd: int, settings: dict) -> None:
         control.send(json.dumps(outcome).encode())
 
 
+def _main(fd: int, settings: dict) -> None:
+    """Serve; when that fails, for want of a module or of processes, tell the trainer why."""
+    control = socket.socket(fileno=fd)
+    try:
+        _serve(control, settings)
+    except Exception as error:
+        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"[:1000]}).encode())
+
+
 if __name__ == "__main__" and sys.argv[1:2] == ["--serve"]:
-    _serve(int(sys.argv[2]), json.loads(sys.argv[3]))
+    _main(int(sys.argv[2]), json.loads(sys.argv[3]))
