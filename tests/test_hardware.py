@@ -42,6 +42,7 @@ def afresh(monkeypatch):
 def slow_bf16(afresh):
     """A processor that imitates bfloat16."""
     afresh.setattr(hardware, "bf16_gain", lambda: (0.4, 0.02, 0.3))
+    afresh.setattr(hardware, "cpu_features", lambda: "avx2")
     return afresh
 
 
@@ -150,6 +151,19 @@ def test_kernels_are_built_elsewhere_when_the_cache_cannot_be_written(afresh, tm
     assert hardware.FINDINGS["compiled float32 kernels"] == "works"
 
 
+@pytest.mark.parametrize("flags, word", [
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": True, "amx_bf16": True}, "amx_bf16"),
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": True, "l2_cache_size": 1}, "avx512_bf16"),
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, "avx512"), ({"avx2": True}, "avx2"),
+    ({"neon": True, "bf16": True}, "neon_bf16"), ({"neon": True, "bf16": False}, "neon")])
+def test_processors_have_names(monkeypatch, flags, word):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.delenv("TINYR2_CPU", raising=False)
+    assert cpu_features() == word
+    monkeypatch.setenv("TINYR2_CPU", "avx2")
+    assert cpu_features() == word.removesuffix("_bf16").replace("avx512", "avx2").replace("amx", "avx2")
+
+
 def test_nothing_tells_what_the_processor_can(afresh, world):
     wanted = programs(world)
     afresh.setattr(torch.cpu, "get_capabilities", None)
@@ -170,9 +184,13 @@ def large_model():
     return LlamaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("gain, fast", [((3.2, 3.0, 3.1), True), ((0.4, 0.02, 0.3), False), ((3.0, 0.9, 3.0), False)])
-def test_auto_takes_what_is_fast_in_all_three_products(afresh, gain, fast):
+@pytest.mark.parametrize("features, gain, fast", [
+    ("avx512_bf16", (0.1, 0.1, 0.1), True), ("amx_bf16", (0.1, 0.1, 0.1), True), ("neon_bf16", (0.1, 0.1, 0.1), True),
+    ("avx512", (9, 9, 9), False), ("avx2", (9, 9, 9), False), ("neon", (9, 9, 9), False),  # a busy machine measures so
+    ("unknown", (3.2, 3.0, 3.1), True), ("unknown", (0.4, 0.02, 0.3), False), ("unknown", (3.0, 0.9, 3.0), False)])
+def test_auto_asks_for_instructions_and_measures_where_none_are_listed(afresh, features, gain, fast):
     afresh.setattr(hardware, "bf16_gain", lambda: gain)
+    afresh.setattr(hardware, "cpu_features", lambda: features)
     assert fast_bf16() is fast
     assert choose_dtype("auto") is (torch.bfloat16 if fast else torch.float32)
     assert choose_dtype("auto", parameters=hardware.SMALL) is torch.float32
