@@ -512,10 +512,11 @@ def test_same_program_twice_in_a_batch_and_again(box):
 # --- interrupted calls ---------------------------------------------------------------------------------------
 
 PROGRAMS_OF_A_USER = '''
-import json, os, sys, threading, time
+import json, os, signal, sys, threading, time
 from tinyr2 import reward
 from tinyr2.sandbox import Sandbox
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
 ROW = {"call": "f(1)", "returns": "2"}
 ENDLESS = [f"def f(n):\\n    while True:\\n        pass  # {k}" for k in range(16)]
 SUMS = [f"def f(n):\\n    return n + {1 + k % 2}  # {k}" for k in range(32)]

@@ -357,7 +357,7 @@ def _start(self: _Worker) -> dict:
     self.control.settimeout(60)
     return _read_report(self.control.recv(4096))
 
-
+# %% ../nbs/04_sandbox.ipynb #7c66d7f4
 def _tell(self: _Worker, word: bytes) -> None:
     """Send a word to the fork server; if it is gone, what it said last, which is read next, tells why."""
     try:
