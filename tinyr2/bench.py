@@ -234,7 +234,7 @@ def gradient_by(models: list, step: OPDStep, args: OPDConfig, level: int) -> Non
         return
     for prompts in torch.arange(len(step.batch.prompts)).split(PLAIN_ROWS // step.batch.num_generations):
         part = step.pick(prompts)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
             terms = _plain_terms(models, part, level)
             loss = opd_loss(*terms, part.advantages, part.batch.completion_mask, reward_coef=args.reward_coef,
                             kl_coef=part.kl_coef, denominator=step.tokens)  # fmt: skip

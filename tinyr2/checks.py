@@ -23,7 +23,6 @@ from .checkpoint import random_state, set_random_state
 from .data import encode_completion, encode_prompt, format_prompt
 from .gradient import computes_again
 from .reward import shared_sandbox, tests_reward
-from .sandbox import SandboxError
 
 # %% ../nbs/10_checks.ipynb #53551c1f
 REMEDIES = {
@@ -274,16 +273,14 @@ def check_sandbox(trainer, rows: list[dict]) -> Iterator[Check]:
     """The sandbox's self-test, and the references of some rows."""
     if not any(getattr(f, "__module__", None) == tests_reward.__module__ for f in trainer.reward_funcs):
         return
-    for attempt in range(3):
-        try:
-            layers = shared_sandbox().report()
-            break
-        except (OSError, RuntimeError) as error:  # a slow machine may misjudge a program once; a hole stays a hole
-            holes = getattr(shared_sandbox(), "holes", []) if isinstance(error, SandboxError) else []
-            if attempt == 2 or not holes or not all(hole.startswith("judged ") for hole in holes):
-                yield Check("sandbox", False, f"{error}"[:200])
-                return
-    yield Check("sandbox", layers["self-test"] == "passed", f"self-test {layers['self-test']}")
+    box = shared_sandbox()
+    try:
+        layers = box.report()
+    except (OSError, RuntimeError) as error:
+        yield Check("sandbox", False, str(error))
+        return
+    accepted = box.allow_weak or layers["self-test"] == "passed"
+    yield Check("sandbox", accepted, f"self-test {layers['self-test']}")
     known = [row for row in rows if row.get("reference") and row.get("tests")][:8]
     if known:
         scores = tests_reward(None, [row["reference"] for row in known], [row["tests"] for row in known])

@@ -191,7 +191,7 @@ def eval_cli(argv: list[str] | None = None) -> dict:
     source = args.benchmark or args.tasks
     tasks = (load_benchmark(args.benchmark) if args.benchmark else named_tasks(args.tasks))[: args.limit]
     if args.bf16 is None:
-        print("tinyr2-eval:", chosen(pick_device()), file=sys.stderr)
+        print("tinyr2-eval:", chosen(pick_device()), file=sys.stderr if argv is None else sys.stdout)
     result = _evaluate(args.model, tasks, args)
     if args.output:
         result.save(args.output)
@@ -301,7 +301,8 @@ def train_cli(argv: list[str] | None = None) -> dict:
     args, config = _train_arguments(words)
     rewards = _named_rewards(args.rewards or ["tests_reward"])
     tasks, tokenizer = named_tasks(args.tasks), load_tokenizer(args.model)
-    print("tinyr2-train:", chosen(config.device) if config.bf16 is None else f"bf16 {config.bf16}", file=sys.stderr)
+    if config.bf16 is None:
+        print("tinyr2-train:", chosen(config.device), file=sys.stderr if argv is None else sys.stdout)
     model, teacher = (load_model(name, device=config.device) for name in (args.model, args.teacher or args.model))
     trainer = OPDTrainer(model, teacher, rewards, config, train_dataset=tasks, processing_class=tokenizer,
                          teacher_processing_class=load_tokenizer(args.teacher or args.model))  # fmt: skip

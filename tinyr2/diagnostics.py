@@ -70,7 +70,7 @@ def readings(trainer, batch: Rollout) -> tuple[dict[str, torch.Tensor], float]:
     wide = dataclasses.replace(batch, prompt_ids=padded, prompt_mask=F.pad(batch.prompt_mask, (16, 0)))
     rows, temperature = torch.arange(len(mask), device=mask.device), trainer.now("temperature")
     head = model.get_output_embeddings().weight
-    cast = torch.autocast(mask.device.type, torch.bfloat16, enabled=args.bf16)
+    cast = torch.autocast(mask.device.type, torch.bfloat16, enabled=bool(args.bf16))
     with cast:  # as a teacher is read, then as training reads
         frozen = completion_states(model.eval(), wide, rows, args.micro_batch_rows)
         teacher = (frozen[mask], head, 1.0)

