@@ -24,7 +24,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .corpus import Journal, JsonLines, clean, evaluation_texts, lint_scores, overlap_index, read_source, remember
 from .llm import RATE_PROMPT, EndpointLLM, LocalLLM, estimate_cost, need
@@ -228,11 +227,13 @@ def _digest(*parts) -> str:
 # %% ../nbs/02_data_filter.ipynb #a2b409b0
 def _finish(folder: Path, name: str, stamp: str, pairs, total: int, progress: bool) -> tuple[JsonLines, dict]:
     """Run a round into its file and attrition line, unless both are there; return them."""
+    from tinyr2.environment import progress_bar  # which loads torch
+
     rows, line = folder / f"{name}-{stamp}.jsonl", folder / f"{name}-{stamp}.json"
     if not line.exists():
         counts, judged, start = Counter(), Counter(), time.perf_counter()
         with open(rows, "w", encoding="utf-8") as out:
-            for row, why in tqdm(pairs(), name, total, disable=not progress, mininterval=1):
+            for row, why in progress_bar(pairs(), name, total, unit="file", show=progress):
                 counts[why] += 1
                 judged.update(f"{kind}: {reason or 'passes'}" for kind, reason in row.pop("judged", {}).items())
                 silhouette = row.pop("silhouette", None)

@@ -156,7 +156,11 @@ def type_check(programs: list[str], calls: list[str], timeout: float = 180.0) ->
             Path(folder, f"program_{i}.py").write_text(program, encoding="utf-8", errors="replace")
             lines = [f"from program_{i} import *", *calls]
             Path(folder, f"calls_{i}.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        options = ["--config-file=", "--no-site-packages", "--no-color-output", "--cache-dir", cache_dir() / "mypy"]
+        try:
+            cache = cache_dir() / "mypy"
+        except OSError:  # a cache folder that cannot be written
+            cache = Path(folder, ".mypy_cache")
+        options = ["--config-file=", "--no-site-packages", "--no-color-output", "--cache-dir", cache]
         files = sorted(path.name for path in Path(folder).iterdir())
         command = [sys.executable, "-m", "mypy", *options, *files]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)

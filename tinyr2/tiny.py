@@ -13,16 +13,14 @@ import hashlib
 import inspect
 import itertools
 import json
-import os
 import random
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from .data import DataCollatorForOPD
-from .environment import _quiet, cache_dir, load_model, load_tokenizer, set_seed  # before transformers
+from .environment import _quiet, cached_folder, load_model, load_tokenizer, set_seed  # before transformers
 from .model import shrink
 
 import numpy as np
@@ -32,7 +30,6 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainingArguments
-from filelock import FileLock
 
 # %% ../nbs/03_tiny_world.ipynb #76c2d96d
 _AGGREGATES = {  # name: (words, the program's expression around {items})
@@ -240,15 +237,11 @@ def tiny_world(seed: int = 0, teacher_steps: int = 120, student_steps: int = 400
     """Return this seed's tiny world on the CPU, in eval mode; trained once, then read from the cache."""
     tokenizer = tiny_tokenizer()
     plans = _plans(tokenizer, seed, teacher_steps, student_steps)
-    folder = cache_dir() / f"tiny-{_key(tokenizer, plans, seed)}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-            try:
-                with _quiet(), _apart():
-                    _train_world(partial, tokenizer, plans, seed)
-                os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+
+    def make(partial: Path) -> None:
+        with _quiet(), _apart():
+            _train_world(partial, tokenizer, plans, seed)
+
+    folder = cached_folder(f"tiny-{_key(tokenizer, plans, seed)}", make)
     models = (load_model(str(folder / name)) for name in ("teacher", "student"))
     return TinyWorld(load_tokenizer(str(folder)), *models, tiny_tasks(seed))
