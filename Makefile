@@ -1,6 +1,7 @@
 # `make run` does everything, `make help` lists the rest.
-# Variables: PYTHON=python3.12, UV=no (for setup), YES=1 (for hooks: do not ask), ONLY="00_environment 03_collator" (run, outputs), SKIP=tree_clean (check),
-# JOBS=1 (run: notebooks side by side).
+# Variables: PYTHON=python3.12, UV=no (for setup), YES=1 (for hooks: do not ask), ONLY="00_environment 03_collator"
+# (run, outputs), SKIP=tree_clean (check), JOBS=1 (run: notebooks side by side), TINYR2_CPU=avx2 or plain (run, test: as
+# a smaller processor).
 .PHONY: help setup hooks run test check export outputs figures book readme
 
 PYTHON ?= python3
@@ -19,6 +20,7 @@ hooks: setup  ## for who changes notebooks: clean them when they are saved or me
 	@YES="$(YES)" bash tests/tools/hooks.sh
 
 run: setup  ## execute every notebook in order into _runs/, redraw figures/, print the table of results
+	@.venv/bin/tinyr2-env
 	@$(PY) tests/tools/run_notebooks.py $(ONLY) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup  ## every notebook with nbs/params/test.yaml, and the tests: about 8 minutes

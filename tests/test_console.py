@@ -262,8 +262,8 @@ def test_a_damaged_tokenizer_is_named_with_its_file(whole, tmp_path):
 class Trained:
     """A trainer that makes seven steps, whatever it is told."""
 
-    def __init__(self, *args, **kwargs):
-        self.state = SimpleNamespace(global_step=0, log_history=[])
+    def __init__(self, model, teacher, rewards, args, **kwargs):
+        self.args, self.state = args, SimpleNamespace(global_step=0, log_history=[])
 
     def train(self, asked):
         self.state.global_step = 7

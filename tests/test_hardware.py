@@ -1,21 +1,26 @@
 """What depends on the machine is chosen by measurement and tried before it is trusted; a lack is never an exception."""
+import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tinyr2 import decoder, gradient, hardware, sampling
+from tinyr2 import decoder, gradient, hardware, sampling, speed
+from tinyr2.console import console_words, env_cli
 from tinyr2.decoder import Decoder, Matrix
 from tinyr2.gradient import OPDConfig, with_dtype
 from tinyr2.hardware import choose_dtype, cpu_capabilities, cpu_features, fast_bf16, packs
+from tinyr2.reward import tests_reward as passed_tests
 from tinyr2.sampling import rollout
 from tinyr2.tiny import tiny_world
+from tinyr2.trainer import OPDTrainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 CACHED = (decoder.kernels, decoder.kernels_work, decoder._temporary_folder, sampling.drawing_kernels,
@@ -78,8 +83,8 @@ def test_packed_weights_that_fail_or_differ_are_not_used(afresh, caplog, name, b
 
 
 def test_packed_weights_are_used_where_they_work(afresh):
-    if os.environ.get("TINYR2_CPU") == "plain":
-        pytest.skip("packed weights are taken away")
+    if os.environ.get("TINYR2_CPU") == "plain" or not torch.backends.mkldnn.is_available():
+        pytest.skip("there are no packed weights here")
     assert packs(torch.float32) and Matrix(torch.randn(300, 300), packed=True).packed
     assert not Matrix(torch.randn(300, 300, device="meta"), packed=True).packed
 
@@ -101,12 +106,14 @@ BREAK = 'for word in "$@"; do case "$word" in *.cpp) sed -i "s/{}/{}/" "$word";;
 
 @pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
 @pytest.mark.parametrize("kernel, was, becomes", [
-    ("compiled float32 kernels", "1 \\/ std::sqrt", "1.1f \\/ std::sqrt"),  # the norm
-    ("compiled float32 kernels", "g \\/ (1 + e)", "g \\/ (2 + e)"),  # the gate
-    ("compiled float32 kernels", "std::copy_n(w\\[0\\] + tokens\\[r\\]", "std::copy_n(w[0] + tokens[0]"),  # small step
-    ("compiled draw", "double goal = u \\* total", "double goal = 0.5 * u * total"),
+    ("decoder kernels, float32", "1 \\/ std::sqrt", "1.1f \\/ std::sqrt"),  # the norm
+    ("decoder kernels, float32", "g \\/ (1 + e)", "g \\/ (2 + e)"),  # the gate
+    ("decoder kernels, float32", "std::copy_n(w\\[0\\] + tokens\\[r\\]", "std::copy_n(w[0] + tokens[0]"),  # small step
+    ("drawing kernels, compared", "double goal = u \\* total", "double goal = 0.5 * u * total"),
 ])  # fmt: skip
 def test_kernels_that_compute_otherwise_are_not_used(afresh, tmp_path, caplog, world, kernel, was, becomes):
+    if decoder.kernels() is None:
+        pytest.skip("nothing can be compiled here")
     wanted = programs(world, backend="plain")
     forget()
     afresh.setenv("TINYR2_CACHE", str(tmp_path / "cache"))
@@ -125,7 +132,7 @@ def test_a_compiler_that_does_not_know_the_processor(afresh, tmp_path, world):
     afresh.setenv("PATH", compiler_that(tmp_path, 'case "$*" in *-march*|*-mcpu*) exit 1;; esac'))
     forget()
     assert programs(world) == wanted
-    assert hardware.FINDINGS["compiled float32 kernels"] == "works"
+    assert hardware.FINDINGS["decoder kernels, float32"] == "works"
 
 
 @pytest.mark.parametrize("path, message", [("/nowhere", "no C++ compiler"), (None, "disk full")])
@@ -137,7 +144,7 @@ def test_without_a_compiler_or_with_one_that_fails(afresh, tmp_path, caplog, wor
     if os.environ.get("TINYR2_CPU") == "plain":
         message = "no C++ compiler"
     assert programs(world) == wanted and not Decoder(world.student).compiled
-    assert message in hardware.FINDINGS["compiler"] and message in caplog.text
+    assert message in hardware.FINDINGS["decoder kernels"] and message in caplog.text
     assert not [file for file in tmp_path.rglob("*") if file.suffix == ".so"]
 
 
@@ -148,7 +155,7 @@ def test_kernels_are_built_elsewhere_when_the_cache_cannot_be_written(afresh, tm
     afresh.setenv("TINYR2_CACHE", str(tmp_path / "file" / "cache"))  # no folder can be made there, not even by root
     forget()
     assert programs(world) == wanted
-    assert hardware.FINDINGS["compiled float32 kernels"] == "works"
+    assert hardware.FINDINGS["decoder kernels, float32"] == "works"
 
 
 @pytest.mark.parametrize("flags, word", [
@@ -195,9 +202,9 @@ def test_auto_asks_for_instructions_and_measures_where_none_are_listed(afresh, f
     assert choose_dtype("auto") is (torch.bfloat16 if fast else torch.float32)
     assert choose_dtype("auto", parameters=hardware.SMALL) is torch.float32
     model = large_model()
-    asked = OPDConfig("unused", report_to="none")
+    asked = OPDConfig("unused", report_to="none", use_cpu=True)
     decided = with_dtype(asked, model)
-    assert (asked.bf16, decided.bf16, decided.mixed_precision) == (None, fast, "bf16" if fast else "no")
+    assert (asked.bf16, decided.bf16) == (None, fast)
     assert Decoder(model, "auto").dtype is choose_dtype("auto")
 
 
@@ -213,7 +220,7 @@ def test_bf16_on_a_processor_that_imitates_it(slow_bf16, caplog, world):
                for backend in ("auto", "plain")]
     assert batches[0] == batches[1]
     assert not Decoder(large_model(), torch.bfloat16).compiled
-    assert with_dtype(OPDConfig("unused", bf16=True, report_to="none"), large_model()).bf16
+    assert with_dtype(OPDConfig("unused", bf16=True, report_to="none", use_cpu=True), large_model()).bf16
     told = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
     assert told == ["bfloat16 is slow on this CPU (products at 0.02 times float32's rate); float32 is faster here"]
 
@@ -247,26 +254,128 @@ def test_features_are_taken_away_before_pytorch_looks(setting, capability):
 
 # --- other fast paths -----------------------------------------------------------------------------------------------
 
-def test_a_recorded_loop_that_samples_otherwise_is_not_used(afresh, caplog):
-    """On a machine without a GPU the loop is run by Triton's interpreter, on the CPU."""
-    pytest.importorskip("triton")
-    from tinyr2 import gpu
-
-    class Wrong:
-        def __init__(self, model, dtype):
-            pass
-
-        def sample(self, encoded, groups, noise, *options):
-            return torch.ones(noise.shape, dtype=torch.long), torch.zeros(noise.shape)
-
-    here = SimpleNamespace(type="cuda")
+def on_a_gpu(monkeypatch):
+    """A stand-in for a model on a GPU; without one, the trial runs on the CPU, in Triton's interpreter."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    afresh.setattr(sampling, "_try_recorded", lambda loop, _, real=sampling._try_recorded: real(loop, device))
-    afresh.setattr(gpu, "recorded_loop", gpu.recorded_loop)
-    sampling._try_recorded(gpu.recorded_loop, device)  # the real one agrees
-    afresh.setattr(gpu, "recorded_loop", Wrong)
-    assert sampling._recorded(SimpleNamespace(device=here), None) is None
-    assert "the recorded loop on a GPU: not on this machine, operators one by one instead" in caplog.text
+    real = sampling._try_recorded
+    monkeypatch.setattr(sampling, "_try_recorded", lambda _, dtype: real(device, dtype))
+    return SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=torch.float32)
+
+
+class OtherLoop:
+    """A recorded loop that samples other tokens."""
+
+    def __init__(self, model, dtype):
+        pass
+
+    def sample(self, encoded, groups, noise, *options):
+        return torch.ones(noise.shape, dtype=torch.long), torch.zeros(noise.shape)
+
+
+def no_graph(model, dtype):
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("loop, reason", [(OtherLoop, "it samples"), (no_graph, "not permitted when stream"),
+                                          (None, "No module named")])
+def test_a_recorded_loop_that_fails_or_differs_is_not_used(afresh, caplog, loop, reason):
+    gpu = pytest.importorskip("tinyr2.gpu")
+    model = on_a_gpu(afresh)
+    if loop is None:
+        afresh.setitem(sys.modules, "tinyr2.gpu", None)
+        reason = "import of tinyr2.gpu halted"
+    else:
+        afresh.setattr(gpu, "recorded_loop", loop)
+    for _ in range(2):
+        assert sampling._recorded(model, None) is None
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and reason in told[0] and "operators one by one instead" in told[0]
+
+
+def test_a_recorded_loop_that_agrees_is_used(afresh):
+    gpu = pytest.importorskip("tinyr2.gpu")
+    model = on_a_gpu(afresh)
+    sampling._try_recorded(None, torch.float32)  # the trial itself, with the real loop
+    real = gpu.recorded_loop
+    afresh.setattr(gpu, "recorded_loop", lambda asked, dtype: "the loop" if asked is model else real(asked, dtype))
+    assert sampling._recorded(model, None) == "the loop"
+
+
+def test_attention_over_texts_in_a_row_without_its_kernel(afresh, caplog):
+    """varlen_attn is missing, raises (as on a CPU), or computes something else: one text after the other."""
+    query = torch.randn(1, 4, 7, 8)
+    starts = torch.tensor([0, 3, 7], dtype=torch.int32)
+    wanted, _ = speed.varlen_attention(None, query, query, query, None, cu_seq_lens_q=starts, max_length_q=4)
+    for number, broken in enumerate((refuse, lambda q, *_: torch.zeros_like(q))):
+        afresh.setattr(speed, "_flash", broken)
+        trial = partial(speed._try_flash, torch.device("cpu"), torch.float32)
+        assert not hardware.works(f"varlen_attn {number}", trial, instead="one text after the other")
+    assert caplog.text.count("one text after the other instead") == 2
+    afresh.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    again, _ = speed.varlen_attention(None, query, query, query, None, cu_seq_lens_q=starts, max_length_q=4)
+    assert torch.equal(again, wanted)
+
+
+@pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
+def test_a_full_cache_that_is_read_only_is_enough(afresh, tmp_path, world):
+    wanted = programs(world)
+    filled = Path(decoder._build(decoder._TYPES + decoder._SOURCE))
+    (tmp_path / "cache").mkdir()
+    shutil.copy(filled, tmp_path / "cache")
+    afresh.setenv("TINYR2_CACHE", str(tmp_path / "cache"))
+    real = decoder.cache_dir
+    afresh.setattr(decoder, "cache_dir", lambda write=True: refuse_to_write() if write else real(write=False))
+    forget()
+    assert programs(world) == wanted
+    assert hardware.FINDINGS["decoder kernels, float32"] == "works"
+    assert decoder._build(decoder._TYPES + decoder._SOURCE).parent == tmp_path / "cache"
+
+
+def refuse_to_write():
+    raise PermissionError("read-only")
+
+
+# --- tinyr2-env and settings ----------------------------------------------------------------------------------------
+
+def test_the_report_without_linux_and_without_a_compiler(afresh, capsys):
+    """It is needed most where something is missing."""
+    afresh.setattr(sys, "platform", "darwin")
+    afresh.setenv("PATH", "/nowhere")
+    report = env_cli([])
+    assert "Sandbox needs Linux" in report and "no C++ compiler" in report and "dtype:" in report
+
+
+def test_one_setting_for_models_of_two_sizes(afresh, world):
+    """bf16 is decided for each, and the user's own settings stay as they are."""
+    afresh.setattr(hardware, "cpu_features", lambda: "avx512_bf16")
+    asked = OPDConfig("unused", report_to="none", use_cpu=True, max_steps=1)
+    rows = world.tasks["train"][:4]
+    small, large = (OPDTrainer(model, None, passed_tests, asked, rows, processing_class=world.tokenizer)
+                    for model in (world.student, large_model()))
+    assert (asked.bf16, small.args.bf16, large.args.bf16) == (None, False, True)
+
+
+@pytest.mark.parametrize("words, wanted", [
+    ("--bf16", "--bf16 true"), ("--bf16 --seed 1", "--bf16 true --seed 1"), ("--no_bf16", "--bf16 false"),
+    ("--bf16 false", "--bf16 false"), ("--bf16=true", "--bf16=true")])
+def test_bf16_alone_is_true(words, wanted):
+    assert console_words(words.split()) == wanted.split()
+
+
+def test_settings_of_the_sandbox_add_up(tmp_path):
+    (tmp_path / "x.yaml").write_text("sandbox: {timeout: 5, allow_weak: true}\n")
+    words = ["--config", str(tmp_path / "x.yaml"), "--sandbox", '{"memory_mb": 512}', "--sandbox.timeout=9"]
+    assert json.loads(console_words(words)[-1]) == {"timeout": 9, "allow_weak": True, "memory_mb": 512}
+    with pytest.raises(ValueError, match="expected one value"):
+        console_words(["--sandbox.timeout", "5", "7"])
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"timout": 5}, "did you mean timeout"), ({"timeout": "abc"}, "expected seconds"), ("[5]", "expected settings"),
+    ("{", "not valid JSON")])
+def test_wrong_settings_of_the_sandbox_are_refused_before_a_model_is_loaded(given, message):
+    with pytest.raises(ValueError, match=message):
+        OPDConfig("unused", report_to="none", sandbox=given)
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])

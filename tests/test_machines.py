@@ -1,20 +1,25 @@
 """This machine as a smaller one (TINYR2_CPU): the equality tests, notebooks, a step of SmolLM2, and `tinyr2-eval`."""
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from notebooks import ROOT
 
+from tinyr2.hardware import cpu_capabilities
+
 SETTINGS = ("avx2", "plain")
+pytestmark = pytest.mark.skipif("avx2" not in cpu_capabilities(), reason="the processor has no AVX2 to fall back on")
 NOTEBOOKS = ("00_environment 00_hardware 01_init 02_ask_llm 03_collator 05_reward 06_objective 07_decoder 07_rollout "
              "08_gradient 08_opd_loop 09_checkpointing 10_diagnostics 11_evaluation 11_train_and_eval").split()
 
 
 def environment(setting: str) -> dict[str, str]:
     """What a Python on the smaller machine finds in os.environ; nothing of the test run that has started it."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TINYR2_CPU"))}
+    not_theirs = ("PYTEST_", "TINYR2_CPU", "TINYR2_STORE_SECONDS")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(not_theirs)}
     return own | {"TINYR2_CPU": setting, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
@@ -30,7 +35,8 @@ def run(setting: str, *command: str, **options) -> str:
 def test_equality(setting):
     files = ["tests/test_sampling.py", "tests/test_families.py", "tests/test_hardware.py"]
     said = run(setting, sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *files)
-    assert " passed" in said
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|skipped)", said)}
+    assert counts["passed"] > 10 * counts.get("skipped", 0)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -46,17 +52,31 @@ def command(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("bf16", ["auto", "true"])
-def test_a_step_of_smollm2(setting, bf16, tmp_path):
-    """What `auto` takes there is float32; bfloat16 by its name is slow, and works."""
+def test_a_step_of_smollm2(setting, tmp_path):
+    """What `auto` takes there is float32."""
     words = ["--max_steps", "1", "--per_device_train_batch_size", "1", "--num_generations", "2", "--eval_tasks", "none",
              "--max_completion_length", "8", "--report_to", "none", "--output_dir", str(tmp_path / "run")]  # fmt: skip
-    said = run(setting, *command("train"), *words, *([] if bf16 == "auto" else ["--bf16", bf16]))
-    assert json.loads(said.splitlines()[-1])["steps"] == 1
+    found = json.loads(run(setting, *command("train"), *words).splitlines()[-1])
+    assert (found["steps"], found["dtype"]) == (1, "float32")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_eval(setting):
-    words = ["--tasks", "validation", "--limit", "1", "--num_samples", "2", "--max_completion_length", "16"]
-    said = run(setting, *command("eval"), *words)
-    assert 0 <= json.loads(said.splitlines()[-1])["pass@1"]["value"] <= 1
+def test_bf16_of_smollm2(setting):
+    """By its name bfloat16 is slow there, and gives the tokens of plain PyTorch in bfloat16."""
+    code = """if True:
+        import torch
+        from tinyr2 import load_model, load_tokenizer, rollout
+        model, tokenizer = load_model("smollm2-135m"), load_tokenizer("smollm2-135m")
+        options = {"num_generations": 2, "max_completion_length": 4, "dtype": torch.bfloat16}
+        ids = [rollout(model, tokenizer, ["Write f(x)."], backend=name, **options).completion_ids.tolist()
+               for name in ("auto", "plain")]
+        assert ids[0] == ids[1], ids
+    """
+    run(setting, sys.executable, "-c", code)
+
+
+def test_eval():
+    """Both settings pass the same programs, in float32."""
+    words = ["--tasks", "validation", "--limit", "2", "--num_samples", "2", "--max_completion_length", "32"]
+    found = [json.loads(run(setting, *command("eval"), *words).splitlines()[-1]) for setting in SETTINGS]
+    assert found[0] == found[1] and found[0]["dtype"] == "float32"

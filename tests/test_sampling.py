@@ -327,12 +327,6 @@ def test_the_draw_for_a_gpu_notices_what_is_no_number(bad, at, temperature):
     assert pick(others, torch.rand(3, device=logits.device), temperature)[1].isnan().all()
 
 
-def test_without_triton_a_line_says_so(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tinyr2.gpu", None)
-    assert sampling._recorded(SimpleNamespace(device=torch.device("cuda:0")), None) is None
-    assert "no Triton, operators one by one instead" in caplog.text
-
-
 def test_another_family_says_so(tokenizer, caplog):
     config = Qwen3Config(vocab_size=len(tokenizer), **SHAPE, head_dim=16)
     model = AutoModelForCausalLM.from_config(config).eval()

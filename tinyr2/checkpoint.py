@@ -195,7 +195,7 @@ def restore_part(state: dict, heads: list[torch.Tensor], device: torch.device) -
 
 # %% ../nbs/09_checkpointing.ipynb #1a505305
 _FREE = {"output_dir", "log_completions", "completions_table_steps", "eval_num_generations", "save_strategy",
-         "logging_steps", "remove_unused_columns", "ignore_changes", "recompute"}  # fmt: skip
+         "logging_steps", "remove_unused_columns", "ignore_changes", "recompute", "sandbox"}  # fmt: skip
 _HELD = ("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1",
          "adam_beta2", "adam_epsilon", "max_grad_norm", "gradient_accumulation_steps", "seed", "bf16",
          "world_size", "lr_scheduler_kwargs", "optim_args", "dataloader_drop_last", "neftune_noise_alpha")  # fmt: skip
@@ -236,6 +236,8 @@ def identity(trainer) -> dict[str, str]:
     args = trainer.args
     own = [name for base in OPDConfig.__mro__[:2] for name in base.__annotations__]
     found = {name: str(getattr(args, name)) for name in [*own, *_HELD] if name not in _FREE}
+    if args.sandbox:  # what decides a verdict; a checkpoint of before this setting has none
+        found["sandbox"] = json.dumps({name: args.sandbox[name] for name in sorted(args.sandbox) if name != "workers"})
     found["tokenizer"] = fingerprint(trainer.processing_class)
     found["train_dataset"] = fingerprint(list(trainer.train_dataset))
     config = trainer.model.config.to_dict() | {"_name_or_path": None, "transformers_version": None}

@@ -21,7 +21,7 @@ import torch
 
 from .checkpoint import random_state, set_random_state
 from .data import encode_completion, encode_prompt, format_prompt
-from .gradient import computes_again
+from .gradient import computes_again, with_dtype
 from .reward import shared_sandbox, tests_reward
 
 # %% ../nbs/10_checks.ipynb #53551c1f
@@ -198,6 +198,7 @@ def _bytes(model: torch.nn.Module, learned: bool = False) -> int:
 
 def memory_estimate(model, teachers: list, args, prompt_length: int) -> dict[str, int]:
     """Bytes that an `OPDTrainer` needs, by part; models may be on the meta device."""
+    args = with_dtype(args, model)
     c, size = model.config, 2 if args.bf16 else 4
     step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     samples, width = step * args.num_generations, prompt_length + args.max_completion_length
@@ -273,8 +274,8 @@ def check_sandbox(trainer, rows: list[dict]) -> Iterator[Check]:
     """The sandbox's self-test, and the references of some rows."""
     if not any(getattr(f, "__module__", None) == tests_reward.__module__ for f in trainer.reward_funcs):
         return
-    box = shared_sandbox()
     try:
+        box = shared_sandbox()
         layers = box.report()
     except (OSError, RuntimeError) as error:
         yield Check("sandbox", False, str(error))

@@ -260,6 +260,7 @@ _TYPES = r"""
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#define EXPORT extern "C" __attribute__((visibility("default")))
 struct bf16 { uint16_t bits; };
 static inline float up(float x) { return x; }
 static inline float up(bf16 x) { uint32_t b = (uint32_t)x.bits << 16; float f; memcpy(&f, &b, 4); return f; }
@@ -469,24 +470,24 @@ template <class T> void step(const T *const *w, const Shape &s, float eps, const
 # %% ../nbs/07_decoder.ipynb #1fbbfb2c
 _EXPORTS = r"""
 #define PARALLEL _Pragma("omp parallel")
-#define FOR_TYPE(T, name) extern "C" { \
-void norm_##name(T *x, T *w, T *out, long rows, long d, float eps) { PARALLEL norm(x, w, out, rows, d, eps); } \
-void gate_##name(T *x, T *out, long rows, long d, long gelu) { PARALLEL gate(x, out, rows, d, gelu); } \
-void attend_##name(T *qkv, float *cos, float *sin, T *k, T *v, long n, T *own_k, T *own_v, long size, T *out, \
+#define FOR_TYPE(T, name) \
+EXPORT void norm_##name(T *x, T *w, T *out, long rows, long d, float eps) { PARALLEL norm(x, w, out, rows, d, eps); } \
+EXPORT void gate_##name(T *x, T *out, long rows, long d, long gelu) { PARALLEL gate(x, out, rows, d, gelu); } \
+EXPORT void attend_##name(T *qkv, float *cos, float *sin, T *k, T *v, long n, T *own_k, T *own_v, long size, T *out, \
                    long *place, long rows, long heads, long kv, long h) { \
     Part<T> prompt{k, v, 0, n}, own{own_k, own_v, 0, size}; \
     PARALLEL attend(qkv, cos, sin, prompt, own, out, place, rows, heads, kv, h); } \
-void step_##name(T **w, Shape *s, float eps, long *tokens, float *cos, float *sin, T *k, T *v, long n, T *own_k, \
-                 T *own_v, long size, long *place, T *space, T *logits, long rows) { \
+EXPORT void step_##name(T **w, Shape *s, float eps, long *tokens, float *cos, float *sin, T *k, T *v, long n, \
+                        T *own_k, T *own_v, long size, long *place, T *space, T *logits, long rows) { \
     Part<T> prompt{k, v, 0, n}, own{own_k, own_v, 0, size}; \
-    step(w, *s, eps, tokens, cos, sin, prompt, own, place, space, logits, rows); } }
+    step(w, *s, eps, tokens, cos, sin, prompt, own, place, space, logits, rows); }
 FOR_TYPE(float, float32)
 FOR_TYPE(bf16, bfloat16)
 """
 
-
 # %% ../nbs/07_decoder.ipynb #b6fa9c31
-_FLAGS = ["-std=c++17", "-O3", "-ffast-math", "-fopenmp", "-fPIC", "-Wno-psabi", "-c"]
+_FLAGS = ["-std=c++17", "-O3", "-ffast-math", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wno-psabi",
+          "-c"]  # hidden: what two libraries call alike stays each one's own
 _LINK = ["-fopenmp", "-shared"]  # not -ffast-math, which here would flush subnormal numbers in the whole process
 
 
@@ -524,7 +525,8 @@ def _compiler() -> str:
 def _temporary_folder() -> Path:
     """A folder for this process, where the cache folder cannot be written."""
     folder = tempfile.TemporaryDirectory(prefix="tinyr2-")
-    atexit.register(folder.cleanup)
+    owner = os.getpid()  # forked children must leave it
+    atexit.register(lambda: folder.cleanup() if os.getpid() == owner else None)
     return Path(folder.name)
 
 
@@ -539,12 +541,21 @@ def _library(path: Path, source: str) -> Path:
                 made.rename(path)
     return path
 
+# %% ../nbs/07_decoder.ipynb #7d3a0085
+def _cpuinfo_flags() -> str:
+    """Linux's list of instructions, which is longer than PyTorch's; "" elsewhere."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    return ""
+
 
 def _build(source: str) -> Path:
     """The compiled library, from the cache folder or made now."""
     version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-    about = [source, *_FLAGS, *_LINK, str(_machine_flags()), version, platform.machine(), *sorted(cpu_capabilities())]
-    name = f"kernels-{hashlib.sha256(chr(10).join(about).encode()).hexdigest()[:12]}.so"
+    processor = [platform.machine(), _cpuinfo_flags(), *sorted(cpu_capabilities())]
+    about = "\n".join([source, *_FLAGS, *_LINK, str(_machine_flags()), version, *processor])
+    name = f"kernels-{hashlib.sha256(about.encode()).hexdigest()[:12]}.so"
     with contextlib.suppress(OSError):  # the cache folder cannot be made or written
         path = cache_dir(write=False) / name
         return path if path.exists() else _library(cache_dir() / name, source)
@@ -563,20 +574,21 @@ _SIGNATURES = {
 
 _SOURCE = _SMALL + _VECTORS + _SUMS + _MIX + _TURN + _ATTEND + _PRODUCT + _SHAPE + _STEP + _EXPORTS
 
-
-def compiled(source: str, signatures: dict[str, list], returns=None) -> dict[str, ctypes._CFuncPtr] | None:
+# %% ../nbs/07_decoder.ipynb #968f36f9
+def compiled(name: str, source: str, signatures: dict[str, list], returns=None) -> dict[str, ctypes._CFuncPtr] | None:
     """Functions of C++ `source` by name and type (`norm_float32`); None without a compiler or with TINYR2_KERNELS=0."""
     if os.environ.get("TINYR2_KERNELS") == "0":
+        FINDINGS[name] = "switched off by TINYR2_KERNELS=0"
         return None
     try:
         library = ctypes.CDLL(str(_build(_TYPES + source)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
-        if FINDINGS.get("compiler") != str(reason):
-            logger.warning("compiled kernels: not on this machine, plain PyTorch instead (%s)", reason)
-        FINDINGS["compiler"] = str(reason)
+        if FINDINGS.get(name) != str(reason):
+            logger.warning("%s: not on this machine, plain PyTorch instead (%s)", name, reason)
+        FINDINGS[name] = str(reason)
         return None
-    FINDINGS["compiler"] = "works"
+    FINDINGS[name] = "compiled"
     found = {f"{name}_{kind}": library[f"{name}_{kind}"] for name in signatures for kind in _NAMES.values()}
     for name, function in found.items():
         function.argtypes, function.restype = signatures[name.split("_")[0]], returns
@@ -586,7 +598,7 @@ def compiled(source: str, signatures: dict[str, list], returns=None) -> dict[str
 @functools.cache
 def kernels() -> dict[str, ctypes._CFuncPtr] | None:
     """The compiled functions of this notebook."""
-    return compiled(_SOURCE, _SIGNATURES)
+    return compiled("decoder kernels", _SOURCE, _SIGNATURES)
 
 # %% ../nbs/07_decoder.ipynb #1319be99
 def compile_seconds() -> float | None:
@@ -727,14 +739,14 @@ def _try_kernels(dtype: torch.dtype) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LlamaConfig(vocab_size=40, num_hidden_layers=1, initializer_range=0.2, **shape)
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config).float()
     ids, mask = torch.arange(18).view(2, 9), torch.ones(2, 9, dtype=torch.long)
     mask[0, :4] = 0  # a shorter prompt
     token, own = torch.tensor([3, 5, 7, 11]), torch.zeros(4, dtype=torch.long)
     results = []
     for compiled, small in ((False, False), (True, True), (True, False)):
         decoder = Decoder(model, dtype, compiled)
-        decoder.small = small
+        decoder.small = small and decoder.table is not None
         cache = new_cache(decoder, 2, 9, 2, 4)
         cache.add(ids, mask)
         results.append(cache.step(token, own))
@@ -747,4 +759,4 @@ def kernels_work(dtype: torch.dtype) -> bool:
     """Whether a decoder in this type uses the kernels: there is a compiler, the type is fast, and they agree."""
     if dtype not in _NAMES or (dtype is torch.bfloat16 and not fast_bf16()) or kernels() is None:
         return False
-    return works(f"compiled {_NAMES[dtype]} kernels", lambda: _try_kernels(dtype))
+    return works(f"decoder kernels, {_NAMES[dtype]}", lambda: _try_kernels(dtype))

@@ -39,6 +39,7 @@ class Evaluation:
     scores: list[list[float]]  # [tasks][n] share of tests passed
     completions: list[list[str]]  # [tasks][n]
     unscored: int = 0  # samples that the sandbox could not judge, counted as not passed
+    dtype: str = ""  # number type that they were sampled in, if it is known
 
     def per_task(self, k: int = 1) -> np.ndarray:
         """pass@k of every task, `[tasks]`."""
@@ -104,7 +105,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: 
     scores = [[v.reward or 0.0 for v in verdicts[i : i + num_samples]] for i in range(0, len(jobs), num_samples)]
     passes = [[score == 1.0 for score in row] for row in scores]
     unscored = sum(v.reward is None for v in verdicts)
-    result = Evaluation([t["task_id"] for t in tasks], passes, scores, groups, unscored)
+    result = Evaluation([t["task_id"] for t in tasks], passes, scores, groups, unscored,
+                        str(dtype or model.dtype).removeprefix("torch."))
     if not unscored:
         with contextlib.suppress(OSError):  # a cache that cannot be written
             result.save(path)

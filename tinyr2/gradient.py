@@ -34,6 +34,7 @@ from .environment import cache_dir, steady_attention
 from .hardware import choose_dtype
 from .objective import PositionTerms, hidden_divergence, opd_loss
 from .sampling import BACKENDS, Rollout
+from .sandbox import check_settings
 
 # %% ../nbs/08_gradient.ipynb #e8444e1e
 def _setting(default, text: str):
@@ -73,6 +74,7 @@ def sandbox_settings(given: dict | str | None) -> dict:
         raise ValueError(f"sandbox: {given!r} is not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f'sandbox: expected settings such as {{"timeout": 5.0}}, got {given!r}')
+    check_settings(found)
     return found
 
 # %% ../nbs/08_gradient.ipynb #3a6c4623
@@ -83,7 +85,7 @@ class OPDConfig(_LossArguments):
 
     num_generations: int = _setting(4, "Completions sampled per prompt (the group).")
     bf16: bool | None = _setting(None, "Compute in bfloat16 (None: where it is fast and the model is large).")
-    sandbox: dict | str | None = _setting(None, "Settings of the sandbox, such as timeout and allow_weak.")
+    sandbox: dict | str | None = _setting(None, "Of the sandbox: timeout, allow_weak, … (None: as it is).")
     max_completion_length: int = _setting(96, "Tokens per completion, stop token included.")
     rollout_backend: str = _setting("auto", "How the student samples: auto, static, plain, hf, vllm.")
     temperature: float = _setting(0.7, "Temperature of sampling and of the loss.")
@@ -176,7 +178,6 @@ def with_dtype(args: OPDConfig, model: PreTrainedModel) -> OPDConfig:
     if args.bf16 is None:
         args = copy.copy(args)  # the user's own may serve another model
         args.bf16 = dtype is torch.bfloat16
-        args.mixed_precision = "bf16" if args.bf16 else "no"
     return args
 
 # %% ../nbs/08_gradient.ipynb #c3304ebc

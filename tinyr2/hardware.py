@@ -10,6 +10,7 @@ __all__ = ['logger', 'SMALL', 'FINDINGS', 'cpu_setting', 'cpu_capabilities', 'cp
 import functools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -85,7 +86,7 @@ def bf16_gain() -> tuple[float, float, float]:
         for dtype, rounds in seconds.items():
             rounds.append(product_seconds(dtype))
     best = {dtype: [min(times) for times in zip(*rounds[1:])] for dtype, rounds in seconds.items()}
-    return tuple(one / half for one, half in zip(best[torch.float32], best[torch.bfloat16]))
+    return tuple(one / max(half, 1e-9) for one, half in zip(best[torch.float32], best[torch.bfloat16]))
 
 # %% ../nbs/00_hardware.ipynb #94229ef0
 def fast_bf16(device: torch.device | str = "cpu") -> bool:
@@ -107,6 +108,8 @@ SMALL = 2**21  # parameters of a model that is called small: what surrounds its 
 
 @functools.cache
 def _say_slow(device_type: str) -> None:
+    if device_type not in ("cpu", "cuda"):
+        return  # nothing is known of others
     gain = f" (products at {min(bf16_gain()):.2f} times float32's rate)" if device_type == "cpu" else ""
     logger.warning("bfloat16 is slow on this %s%s; float32 is faster here", device_type.upper(), gain)
 
@@ -129,19 +132,21 @@ def choose_dtype(dtype: torch.dtype | str | None, device: torch.device | str = "
 
 # %% ../nbs/00_hardware.ipynb #108b3a8c
 FINDINGS: dict[str, str] = {}  # of each path that was tried: "works", or why it does not
+_one_at_a_time = threading.RLock()
 
 
 def works(path: str, trial: Callable[[], None], instead: str = "plain PyTorch") -> bool:
     """Whether `trial()` ends without an exception; tried once a process. A failure is one line of log."""
-    if path not in FINDINGS:
-        try:
-            trial()
-            FINDINGS[path] = "works"
-        except Exception as error:  # whatever it is, there is another way
-            text = str(error).strip() or "no message"
-            FINDINGS[path] = f"{type(error).__name__}: {text.splitlines()[0]}"
-            logger.warning("%s: not on this machine, %s instead (%s)", path, instead, FINDINGS[path])
-    return FINDINGS[path] == "works"
+    with _one_at_a_time, torch.device("cpu"):  # whatever the user's default device
+        if path not in FINDINGS:
+            try:
+                trial()
+                FINDINGS[path] = "works"
+            except Exception as error:  # whatever it is, there is another way
+                text = str(error).strip() or "no message"
+                FINDINGS[path] = f"{type(error).__name__}: {text.splitlines()[0]}"
+                logger.warning("%s: not on this machine, %s instead (%s)", path, instead, FINDINGS[path])
+        return FINDINGS[path] == "works"
 
 
 def expect_close(found: torch.Tensor, wanted: torch.Tensor) -> None:

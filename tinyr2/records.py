@@ -151,6 +151,8 @@ def collect_tasks(args: RecordArguments) -> tuple[list[dict], dict[str, Counter]
 def collect_records(tasks: list[dict], args: RecordArguments) -> tuple[list[dict], Counter]:
     """Records of the tasks with the teacher's replies, through the journal `records.jsonl` in `args.work_dir`."""
     settings = {key: value for key, value in asdict(args).items() if key not in ("output", "work_dir", "record")}
+    if not args.url:
+        settings["dtype"] = str(choose_dtype("auto"))  # another type may give other replies
     settings["tasks"] = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
     options = {"num_generations": args.num_generations, "temperature": args.temperature, "seed": args.seed,
                "max_completion_length": args.max_completion_length}  # fmt: skip

@@ -8,12 +8,11 @@ __all__ = ['completion_text', 'shared_sandbox', 'use_sandbox', 'run_tests', 'tes
 
 # %% ../nbs/05_reward.ipynb #f921f5f7
 import atexit
-import difflib
 import hashlib
 import math
 
 from .data import extract_program
-from .sandbox import MAX_SOURCE, SANDBOX_SETTINGS, Calls, Sandbox, Verdict
+from .sandbox import MAX_SOURCE, Calls, Sandbox, Verdict, check_settings
 
 # %% ../nbs/05_reward.ipynb #09ac9c34
 def completion_text(completion: str | list[dict]) -> str:
@@ -47,12 +46,8 @@ def use_sandbox(**settings) -> None:
     `timeout` in seconds per program, `memory_mb` of address space, `modules` that programs may import, `workers`
     side by side, `allow_weak` to run where a layer is missing. ValueError names the setting and what is expected.
     """
-    for name in settings.keys() - SANDBOX_SETTINGS.keys():
-        near = difflib.get_close_matches(name, SANDBOX_SETTINGS, 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"sandbox setting {name}: unknown{hint} There are {', '.join(SANDBOX_SETTINGS)}")
+    check_settings(settings)
     wanted = {**_defaults, **settings}
-    Sandbox(**wanted)  # it checks the values, and starts nothing yet
     wanted["modules"] = tuple(dict.fromkeys((*_defaults["modules"], *wanted["modules"])))
     if wanted != _settings:
         _close_shared()

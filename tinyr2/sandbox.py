@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MAX_SOURCE', 'Tests', 'SANDBOX_SETTINGS', 'same_value', 'Verdict', 'expect_silence', 'load_program', 'ask',
            'raised_as', 'judge', 'Check', 'Calls', 'from_wire', 'judge_check', 'ask_all', 'parse_tests', 'none_passed',
-           'SandboxError', 'Sandbox']
+           'SandboxError', 'check_settings', 'Sandbox']
 
 # %% ../nbs/04_sandbox.ipynb #a6134f0a
 import ast
 import builtins
 import copy
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -302,8 +303,6 @@ class _Worker:
 
     def __init__(self, slot: int, timeout: float, memory_mb: int, modules: tuple[str, ...]):
         found = {name: importlib.util.find_spec(name) for name in modules}
-        if missing := [name for name, spec in found.items() if spec is None]:
-            raise ValueError(f"sandbox setting modules: {missing} not found; install them or leave them out")
         paths = [str(Path(spec.origin).parent.parent if spec.submodule_search_locations else Path(spec.origin).parent)
                  for spec in found.values() if spec.origin not in (None, "built-in", "frozen")]  # fmt: skip
         self.settings = {"slot": slot, "timeout": timeout, "memory_mb": memory_mb}
@@ -449,12 +448,18 @@ SANDBOX_SETTINGS = {  # name -> (is this value right?, what is expected)
 }  # fmt: skip
 
 
-def _check_settings(settings: dict) -> None:
-    """Raise ValueError for the first setting with a value that it cannot have."""
+def check_settings(settings: dict) -> None:
+    """Raise ValueError for the first setting that is unknown or has a value that it cannot have."""
     for name, value in settings.items():
+        if name not in SANDBOX_SETTINGS:
+            near = difflib.get_close_matches(name, SANDBOX_SETTINGS, 1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(f"sandbox setting {name}: unknown{hint} There are {', '.join(SANDBOX_SETTINGS)}")
         right, expected = SANDBOX_SETTINGS[name]
         if not right(value):
             raise ValueError(f"sandbox setting {name}: expected {expected}, got {value!r}")
+    if missing := [name for name in settings.get("modules", ()) if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"sandbox setting modules: {missing} not found; install them or leave them out")
 
 # %% ../nbs/04_sandbox.ipynb #3eaf7872
 class Sandbox:
@@ -470,7 +475,7 @@ class Sandbox:
         if sys.platform != "linux":
             raise OSError("Sandbox needs Linux: on Windows work in WSL2, on macOS in a Linux container (Dockerfile)")
         settings = {"workers": workers, "timeout": timeout, "memory_mb": memory_mb, "modules": modules}
-        _check_settings({**settings, "allow_weak": allow_weak})
+        check_settings({**settings, "allow_weak": allow_weak})
         self.workers = [_Worker(slot, timeout, memory_mb, tuple(modules)) for slot in range(workers)]
         self.limits = {"timeout": timeout, "memory_mb": memory_mb, "stop_early": stop_early, "modules": list(modules)}
         self.limits["code"] = _code_hash()
