@@ -1,4 +1,7 @@
-"""This machine as a smaller one (TINYR2_CPU): the equality tests, notebooks, a step of SmolLM2, and `tinyr2-eval`."""
+"""This machine as a smaller one (TINYR2_CPU): the equality tests, notebooks, a step of SmolLM2, and `tinyr2-eval`.
+
+`TINYR2_CPU=avx2 make run` and `make test` do all of it in this way.
+"""
 import json
 import os
 import re
@@ -8,12 +11,15 @@ import sys
 import pytest
 from notebooks import ROOT
 
-from tinyr2.hardware import cpu_capabilities
+from tinyr2.hardware import cpu_capabilities, cpu_features
 
 SETTINGS = ("avx2", "plain")
 pytestmark = pytest.mark.skipif("avx2" not in cpu_capabilities(), reason="the processor has no AVX2 to fall back on")
-NOTEBOOKS = ("00_environment 00_hardware 01_init 02_ask_llm 03_collator 05_reward 06_objective 07_decoder 07_rollout "
-             "08_gradient 08_opd_loop 09_checkpointing 10_diagnostics 11_evaluation 11_train_and_eval").split()
+AVX2 = pytest.param("avx2", marks=pytest.mark.skipif(cpu_features() == "avx2", reason="this processor is one"))
+NOTEBOOKS = {  # of the way from model to evaluation, those whose arithmetic depends on the processor
+    "avx2": "00_hardware 01_init 03_collator 06_objective 07_decoder 07_rollout 08_gradient 08_opd_loop 11_evaluation",
+    "plain": "00_hardware 07_decoder 07_rollout 08_gradient 08_opd_loop",
+}
 
 
 def environment(setting: str) -> dict[str, str]:
@@ -31,18 +37,18 @@ def run(setting: str, *command: str, **options) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [AVX2, "plain"])
 def test_equality(setting):
-    files = ["tests/test_sampling.py", "tests/test_families.py", "tests/test_hardware.py"]
+    files = ["tests/test_sampling.py", "tests/test_families.py", "-k", "not gpu and not vllm"]
     said = run(setting, sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *files)
-    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|skipped)", said)}
-    assert counts["passed"] > 10 * counts.get("skipped", 0)
+    passed = int(re.search(r"(\d+) passed", said)[1])
+    assert passed >= 50  # not most of them skipped; without a compiler some are
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [AVX2, "plain"])
 def test_notebooks(setting):
     tool = ["tests/tools/run_notebooks.py", "--params", "nbs/params/test.yaml", "--jobs", "1"]
-    run(setting, sys.executable, *tool, *NOTEBOOKS)
+    run(setting, sys.executable, *tool, *NOTEBOOKS[setting].split())
 
 
 def command(name: str) -> list[str]:
@@ -51,7 +57,7 @@ def command(name: str) -> list[str]:
     return [sys.executable, "-c", f"from tinyr2.{module} import {entry}; raise SystemExit({entry}())"]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [AVX2, "plain"])
 def test_a_step_of_smollm2(setting, tmp_path):
     """What `auto` takes there is float32."""
     words = ["--max_steps", "1", "--per_device_train_batch_size", "1", "--num_generations", "2", "--eval_tasks", "none",
@@ -60,7 +66,7 @@ def test_a_step_of_smollm2(setting, tmp_path):
     assert (found["steps"], found["dtype"]) == (1, "float32")
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", [AVX2, "plain"])
 def test_bf16_of_smollm2(setting):
     """By its name bfloat16 is slow there, and gives the tokens of plain PyTorch in bfloat16."""
     code = """if True:
