@@ -74,11 +74,12 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def in_an_emulator(parts: list[Path], folder: Path, compiler: str):
-    """The same by an emulated program, through files."""
+def in_a_program(parts: list[Path], folder: Path, compiler: str):
+    """The same by a program of its own, through files: emulated, or because clang's OpenMP is not that of PyTorch."""
+    emulator, static = (["qemu-aarch64"], ["-static"]) if compiler.startswith("aarch64") else ([], [])
     program, driver = folder / "driver", Path(__file__).with_name("kernels_driver.cpp")
     link = [flag for flag in decoder._LINK if flag != "-shared"]
-    command = [compiler, *link, "-std=c++17", "-static", str(driver), *map(str, parts), "-o", str(program)]
+    command = [compiler, *link, "-std=c++17", *static, str(driver), *map(str, parts), "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True)  # a static OpenMP warns of its use of dlopen
 
     def call(name: str, *arguments):
@@ -90,7 +91,7 @@ def in_an_emulator(parts: list[Path], folder: Path, compiler: str):
             array = torch.empty(0) if array is None else array
             sent += [torch.tensor([array.nbytes]), array]
         (folder / "input").write_bytes(b"".join(bytes_of(part) for part in sent))
-        command = ["qemu-aarch64", str(program), name, str(folder / "input"), str(folder / "output")]
+        command = [*emulator, str(program), name, str(folder / "input"), str(folder / "output")]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
         back = bytearray((folder / "output").read_bytes())
         for array in arrays:
@@ -113,7 +114,7 @@ def call(request, tmp_path_factory):
         part.with_suffix(".cpp").write_text(source)
         command = [compiler, *FLAGS, f"-march={level}", *wide, str(part.with_suffix(".cpp")), "-o", str(part)]
         subprocess.run(command, check=True, capture_output=True, text=True)
-    return (in_an_emulator if compiler.startswith("aarch64") else in_this_process)(parts, folder, compiler)
+    return (in_this_process if compiler == "c++" else in_a_program)(parts, folder, compiler)
 
 
 def name_of(dtype: torch.dtype) -> str:
