@@ -23,7 +23,7 @@ run: setup  ## execute every notebook in order into _runs/, redraw figures/, pri
 	@.venv/bin/tinyr2-env
 	@$(PY) tests/tools/run_notebooks.py $(ONLY) $(if $(JOBS),--jobs $(JOBS))
 
-test: setup  ## every notebook with nbs/params/test.yaml, and the tests: about 8 minutes
+test: setup  ## every notebook with nbs/params/test.yaml, and the tests: about 12 minutes
 	@$(PY) -m pytest -q -n 2 tests
 
 check: setup  ## the gates: tree clean, notebooks in step with tinyr2/, hygiene, ruff: under a minute
