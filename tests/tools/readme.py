@@ -136,6 +136,9 @@ def speeds_table(records: dict, language: str) -> str:
             " [{:.2f}, {:.2f}]".format(*entry["range"]) if entry.get("range") else "") for entry in entries]
         if any(texts):
             rows.append(f"| {label} | {' | '.join(texts)} |")
+    if any("imitated" in processor for _, processor, _ in columns):
+        rows += ["", {"en": "\\* the same processor with `TINYR2_CPU=avx2`, for both sides",
+                      "zh": "\\* 同一台处理器，双方都设 `TINYR2_CPU=avx2`"}[language]]
     return "\n".join(rows)
 
 
@@ -183,7 +186,8 @@ def times_line(locks: dict, records: dict, language: str) -> str:
     """Minutes of all notebooks, seconds of those above a minute, and minutes of the two commands by setting."""
     minutes = {f"{what}.{name}": f"{records[f'wall.{what}.{name}']['value'] / 60:.0f}" for what in ("run", "test")
                for name in ("all", "avx2", "plain") if f"wall.{what}.{name}" in records}
-    took = {what: ", ".join(minutes.get(f"{what}.{name}", "?") for name in ("all", "avx2", "plain"))
+    absent = {"en": "(not measured)", "zh": "（未测）"}[language]
+    took = {what: ", ".join(minutes.get(f"{what}.{name}", absent) for name in ("all", "avx2", "plain"))
             for what in ("run", "test")}
     total = sum(entry["seconds"] for entry in locks.values()) / 60
     long = {name: entry["seconds"] for name, entry in sorted(locks.items()) if entry["seconds"] > 60}
