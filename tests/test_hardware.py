@@ -345,10 +345,10 @@ def test_the_report_without_linux_and_without_a_compiler(afresh, capsys):
     assert "Sandbox needs Linux" in report and "no C++ compiler" in report and "dtype:" in report
 
 
-def test_one_setting_for_models_of_two_sizes(afresh, world):
+def test_one_setting_for_models_of_two_sizes(afresh, world, tmp_path):
     """bf16 is decided for each, and the user's own settings stay as they are."""
     afresh.setattr(hardware, "cpu_features", lambda: "avx512_bf16")
-    asked = OPDConfig("unused", report_to="none", use_cpu=True, max_steps=1)
+    asked = OPDConfig(str(tmp_path), report_to="none", use_cpu=True, max_steps=1)
     rows = world.tasks["train"][:4]
     small, large = (OPDTrainer(model, None, passed_tests, asked, rows, processing_class=world.tokenizer)
                     for model in (world.student, large_model()))
