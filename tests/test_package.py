@@ -30,6 +30,7 @@ UNSEEN = {
             "nbformat": "papermill writes notebooks with it", "jupyterlab": "make setup brings it for readers",
             "ipywidgets": "progress bars in Jupyter", "build": "run as a command", "pytest-timeout": "pyproject.toml",
             "mkdocs-material": "mkdocs.yml", "mkdocs-jupyter": "mkdocs.yml", "mypy": "run as a command",
+            "fastapi": "transformers serve, in 02_ask_llm", "uvicorn": "transformers serve, in 02_ask_llm",
             "datatrove": "imported by a program that 02_data_filter writes",
             "algorithms": "source of functions in 07_task_*", "more-itertools": "source of functions in 07_task_*",
             "toolz": "source of functions in 07_task_*", "boltons": "source of functions in 07_task_*",
