@@ -117,6 +117,19 @@ def call(request, tmp_path_factory):
     return (in_this_process if compiler == "c++" else in_a_program)(parts, folder, compiler)
 
 
+@pytest.mark.parametrize("level", ["x86-64", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_vector_is_wider_than_the_registers(name, level, tmp_path):
+    source = tmp_path / "kernels.cpp"
+    source.write_text(SOURCES[name])
+    command = ["g++", *FLAGS, f"-march={level}", "-Wvector-operation-performance", str(source), "-o", os.devnull]
+    if platform.machine() != "x86_64" or not shutil.which("g++"):
+        pytest.skip("no g++ for x86-64")
+    compiled = subprocess.run(command, capture_output=True, text=True)
+    assert compiled.returncode == 0
+    assert "Wvector-operation-performance" not in compiled.stderr, "the compiler splits vectors, which is slow"
+
+
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).split(".")[1]
 

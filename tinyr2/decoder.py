@@ -293,17 +293,24 @@ template <class T> void gate(const T *x, T *out, long rows, long d, long gelu) {
 
 # %% ../nbs/07_decoder.ipynb #5050fa72
 _VECTORS = r"""
-const int W = 16;  // numbers side by side
-typedef float Floats __attribute__((vector_size(4 * W), may_alias));
+#if defined __AVX512F__
+const int V = 16;  // numbers in a register
+#elif defined __AVX__
+const int V = 8;
+#else
+const int V = 4;
+#endif
+const int W = 16;  // numbers in a block of memory, on every processor
+typedef float Floats __attribute__((vector_size(4 * V), may_alias));  // wider ones a compiler takes apart, slowly
 static inline Floats load(const float *from) { Floats x; memcpy(&x, from, sizeof x); return x; }
 static inline void store(Floats x, float *to) { memcpy(to, &x, sizeof x); }
-static inline void store(Floats x, bf16 *to) { for (int l = 0; l < W; l++) down(x[l], to[l]); }
+static inline void store(Floats x, bf16 *to) { for (int l = 0; l < V; l++) down(x[l], to[l]); }
 #ifdef __AVX512BW__  // in one instruction, which the compiler does not find by itself
 #include <immintrin.h>
 static inline Floats load(const bf16 *from) {
     return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16); }
 #else
-static inline Floats load(const bf16 *from) { Floats x; for (int l = 0; l < W; l++) x[l] = up(from[l]); return x; }
+static inline Floats load(const bf16 *from) { Floats x; for (int l = 0; l < V; l++) x[l] = up(from[l]); return x; }
 #endif
 // sum[a][g] += the a-th vector at x times the g-th number at y
 template <int A, int G, class T, class Y>
@@ -320,25 +327,28 @@ _SUMS = r"""
 template <class T> struct Part { T *keys, *values; long n, size; };  // [size / W, h, W] and [size, h], n in use
 template <int A, int G, class T> void scores(const float *q, const T *keys, float *out, long room, long h) {
     Floats sum[A][G] = {};
-    for (long i = 0; i < h; i++) add(sum, keys + i * W, h * W, q + i, h);
-    for (int a = 0; a < A; a++) for (int g = 0; g < G; g++) memcpy(out + g * room + a * W, &sum[a][g], sizeof(Floats));
+    long next = V == W ? h * W : V;  // from one vector of keys to the next: in the next block, or in this one
+    for (long i = 0; i < h; i++) add(sum, keys + i * W, next, q + i, h);
+    for (int a = 0; a < A; a++) for (int g = 0; g < G; g++) store(sum[a][g], out + g * room + a * V);
 }
 template <int A, int G, class T>
 void averages(const Part<T> *parts, const float *score, long room, T *out, long h, long left) {
     Floats sum[A][G] = {};
     for (int p = 0; p < 2; score += parts[p++].n)
-        for (long j = 0; j < parts[p].n; j++) add(sum, parts[p].values + j * h, W, score + j, room);
+        for (long j = 0; j < parts[p].n; j++) add(sum, parts[p].values + j * h, V, score + j, room);
     for (int a = 0; a < A; a++) for (int g = 0; g < G; g++)
-        for (long l = 0; l < std::min<long>(W, left - a * W); l++) down(sum[a][g][l], out[g * h + a * W + l]);
+        for (long l = 0; l < std::min<long>(V, left - a * V); l++) down(sum[a][g][l], out[g * h + a * V + l]);
 }
 """
 
 # %% ../nbs/07_decoder.ipynb #7ad0c5e1
 _MIX = r"""
 template <int G, class T> void mix(const float *q, const Part<T> *parts, float *score, long room, T *out, long h) {
-    long n = 0, two = 2 * W;
-    for (int p = 0; p < 2; n += parts[p++].n) for (long j = 0; j < parts[p].n; j += two)
-        (j + W < parts[p].n ? scores<2, G, T> : scores<1, G, T>)(q, parts[p].keys + j * h, score + n + j, room, h);
+    long n = 0, two = 2 * V;
+    for (int p = 0; p < 2; n += parts[p++].n) for (long j = 0; j < parts[p].n; j += two) {
+        const T *keys = parts[p].keys + j / W * W * h + j % W;
+        (j + V < parts[p].n ? scores<2, G, T> : scores<1, G, T>)(q, keys, score + n + j, room, h);
+    }
     for (int g = 0; g < G; g++) {
         float *s = score + g * room, top = s[0], sum = 0;
 #pragma omp simd reduction(max:top)
@@ -350,7 +360,7 @@ template <int G, class T> void mix(const float *q, const Part<T> *parts, float *
     for (long i = 0; i < h; i += two) {
         Part<T> rest[2] = {parts[0], parts[1]};
         for (Part<T> &part : rest) part.values += i;
-        (i + W < h ? averages<2, G, T> : averages<1, G, T>)(rest, score, room, out + i, h, h - i);
+        (i + V < h ? averages<2, G, T> : averages<1, G, T>)(rest, score, room, out + i, h, h - i);
     }
 }
 """
@@ -379,8 +389,8 @@ template <class T> void attend(const T *qkv, const float *cos, const float *sin,
                             {own.keys + second, own.values + second, at[3] + 1, own.size}};
         const float *c = cos + (at[1] + at[3]) * h, *s = sin + (at[1] + at[3]) * h;
         static thread_local std::vector<Floats> space;  // aligned: sums begin at the same place in every run
-        space.resize(groups * (room + 2 * h) / W + 2);
-        float *score = (float *)&space[0], *q = (float *)&space[groups * room / W], *turned = q + groups * h;
+        space.resize(groups * (room + 2 * h) / V + 2);
+        float *score = (float *)&space[0], *q = (float *)&space[groups * room / V], *turned = q + groups * h;
         turn(key, c, s, turned, h);
         T *keys = parts[1].keys + at[3] / W * h * W + at[3] % W;
         for (long i = 0; i < h; i++) down(turned[i], keys[i * W]);
@@ -401,11 +411,11 @@ _PRODUCT = r"""
 template <class T> struct Weight { const T *rows, *bias; long in, out, room; };  // [in, room], room whole vectors
 template <int A, int G, class T> void tile(const T *x, const Weight<T> &w, long column, const T *plus, T *out) {
     Floats sum[A][G] = {};
-    for (long i = 0; i < w.in; i++) add(sum, w.rows + i * w.room + column, W, x + i, w.in);
-    for (int a = 0; a < A; a++, column += W) for (int g = 0; g < G; g++) {
+    for (long i = 0; i < w.in; i++) add(sum, w.rows + i * w.room + column, V, x + i, w.in);
+    for (int a = 0; a < A; a++, column += V) for (int g = 0; g < G; g++) {
         Floats y = sum[a][g];
-        long at = g * w.out + column, left = std::min<long>(W, w.out - column);
-        if (left == W) {
+        long at = g * w.out + column, left = std::min<long>(V, w.out - column);
+        if (left == V) {
             if (w.bias) y += load(w.bias + column);
             if (plus) y += load(plus + at);
             store(y, out + at);
@@ -413,12 +423,13 @@ template <int A, int G, class T> void tile(const T *x, const Weight<T> &w, long 
             down(y[l] + (w.bias ? up(w.bias[column + l]) : 0) + (plus ? up(plus[at + l]) : 0), out[at + l]);
     }
 }
+const int MOST = V == W ? 8 : 4;  // rows whose sums of two vectors fit into the registers
 template <class T> void product(const T *x, const Weight<T> &w, const T *plus, T *out, long rows) {
 #pragma omp for collapse(2)
-    for (long c = 0; c < w.room; c += 2 * W) for (long r = 0; r < rows; r += 8) {
-        bool two = c + W < w.room;
-        for (long g = r, left; (left = std::min(rows, r + 8) - g) > 0; g += left >= 8 ? 8 : left >= 4 ? 4 : 1) {
-            auto one = left >= 8 ? (two ? tile<2, 8, T> : tile<1, 8, T>)
+    for (long c = 0; c < w.room; c += 2 * V) for (long r = 0; r < rows; r += 8) {
+        bool two = c + V < w.room;
+        for (long g = r, left; (left = std::min(rows, r + 8) - g) > 0; g += left >= MOST ? MOST : left >= 4 ? 4 : 1) {
+            auto one = left >= MOST ? (two ? tile<2, MOST, T> : tile<1, MOST, T>)
                      : left >= 4 ? (two ? tile<2, 4, T> : tile<1, 4, T>) : (two ? tile<2, 1, T> : tile<1, 1, T>);
             one(x + g * w.in, w, c, plus ? plus + g * w.out : nullptr, out + g * w.out);
         }
