@@ -1,7 +1,7 @@
 # `make run` does everything, `make help` lists the rest.
-# Variables: PYTHON=python3.12, UV=no (for setup), YES=1 (for hooks: do not ask), ONLY="00_environment 03_collator"
-# (run, outputs), SKIP=tree_clean (check), JOBS=1 (run: notebooks side by side), TINYR2_CPU=avx2 or plain (run, test: as
-# a smaller processor).
+# Variables: PYTHON=python3.12, UV=no (for setup), YES=1 (for hooks: do not ask), ONLY="01_environment 04_collator" or
+# a shelf, ONLY=spine (run, outputs), SKIP=tree_clean (check), JOBS=1 (run: notebooks side by side), TINYR2_CPU=avx2 or
+# plain (run, test: as a smaller processor).
 .PHONY: help setup hooks run test check export outputs figures book readme
 
 PYTHON ?= python3
@@ -28,6 +28,7 @@ test: setup  ## every notebook with nbs/params/test.yaml, and the tests: about 1
 
 check: setup  ## the gates: tree clean, notebooks in step with tinyr2/, hygiene, ruff: under a minute
 	@$(PY) tests/tools/gates.py --all $(addprefix --skip=,$(SKIP))
+	@$(PY) tests/tools/style.py
 
 export: setup  ## write tinyr2/*.py from the notebooks
 	@.venv/bin/nbdev_export
@@ -38,7 +39,7 @@ outputs: setup  ## run the notebooks and store their outputs in nbs/, for reader
 figures: run  ## the same as run: the notebooks draw the figures
 
 book: setup  ## the notebooks as a web site in site/
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=tests/tools $(PY) -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
 readme: setup  ## write README.md from nbs/index.ipynb, with the stored results; and the tables of README.zh.md

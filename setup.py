@@ -3,7 +3,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 cfg = ConfigParser(delimiters=["="])
@@ -42,8 +42,8 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=f">={cfg['min_python']}",
-    packages=["tinyr2"],
-    package_data={"tinyr2": ["tasks/*"]},
+    packages=find_packages(include=["tinyr2", "tinyr2.*"]),
+    package_data={"tinyr2": ["tasks/*.json*", "engine/*.cpp"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

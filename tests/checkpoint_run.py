@@ -21,11 +21,14 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 
 import tinyr2.checkpoint as checkpoint
+import tinyr2.durable as durable
+import tinyr2.step as step_module
 import tinyr2.trainer as trainer_module
 from tinyr2 import OPDConfig, tests_reward
 from tinyr2.data import load_tasks
 from tinyr2.environment import load_model, load_tokenizer
-from tinyr2.tiny import tiny_world
+from tinyr2.tasks.tiny import tiny_world
+from tinyr2.trainer import OPDTrainer, Rewards
 
 torch.set_num_threads(1)
 WORLD = tiny_world()
@@ -53,7 +56,7 @@ def make(folder, settings=None, lora=False, dropout=0.1, train_rows=40, judged=F
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") if lora else None
     args = OPDConfig(str(folder), **SETTINGS | (settings or {}))
     rewards = [tests_reward if judged else returns_reward, noisy_reward]
-    trainer = checkpoint.OPDTrainer(student, None if lora else WORLD.teacher, rewards, args,
+    trainer = OPDTrainer(student, None if lora else WORLD.teacher, rewards, args,
                                     WORLD.tasks["train"][:train_rows], processing_class=WORLD.tokenizer,
                                     peft_config=config)
     trainer.remove_callback(PrinterCallback)
@@ -62,7 +65,7 @@ def make(folder, settings=None, lora=False, dropout=0.1, train_rows=40, judged=F
 
 def smol(folder, last=None):
     """Three steps of SmolLM2-135M, saved each; `last`: die in the backward pass after that many."""
-    trainer = checkpoint.OPDTrainer(
+    trainer = OPDTrainer(
         load_model("smollm2-135m"), None, [tests_reward], processing_class=load_tokenizer("smollm2-135m"),
         args=OPDConfig(str(folder), max_steps=3, per_device_train_batch_size=2, num_generations=2, bf16=True,
                        max_completion_length=24, save_strategy="steps", save_steps=1, save_total_limit=1, use_cpu=True,
@@ -97,24 +100,24 @@ class AfterOptimizer(TrainerCallback):
 
 
 POINTS = {
-    "rollout": (checkpoint.OPDTrainer, "sample", 3),
-    "scoring": (checkpoint.OPDTrainer, "score", 3),
-    "the teacher": (trainer_module, "teacher_states", 3),
+    "rollout": (OPDTrainer, "generate", 3),
+    "scoring": (Rewards, "__call__", 3),
+    "the teacher": (step_module, "teacher_states", 3),
     "one part of a step": (trainer_module, "accumulate_gradients", 9),
     "backward": (trainer_module, "accumulate_gradients", 10),
-    "the end of a step in mid-rollout": (checkpoint.OPDTrainer, "_maybe_log_save_evaluate", 5),
-    "the end of a rollout's steps": (checkpoint.OPDTrainer, "_maybe_log_save_evaluate", 6),
-    "the first save": (checkpoint, "publish", 1),
-    "the second save": (checkpoint, "publish", 2),
-    "saving the model": (checkpoint.OPDTrainer, "save_model", 2),
+    "the end of a step in mid-rollout": (OPDTrainer, "_maybe_log_save_evaluate", 5),
+    "the end of a rollout's steps": (OPDTrainer, "_maybe_log_save_evaluate", 6),
+    "the first save": (checkpoint, "publish_sealed", 1),
+    "the second save": (checkpoint, "publish_sealed", 2),
+    "saving the model": (OPDTrainer, "save_model", 2),
     "saving the state": (checkpoint, "save_file", 2),
-    "all files": (checkpoint, "_write", 2),
+    "all files": (OPDTrainer, "write_checkpoint", 2),
     "the hashes": (checkpoint, "_digests", 2),
-    "the first sync": (checkpoint, "_sync", 1),
-    "a sync": (checkpoint, "_sync", 18),
-    "removal of nothing": (checkpoint, "_aside", 2),
-    "the last save": (checkpoint, "publish", 3),
-    "removal of the oldest": (checkpoint, "_aside", 4),
+    "the first sync": (durable, "sync", 1),
+    "a sync": (durable, "sync", 18),
+    "removal of nothing": (durable, "move_aside", 2),
+    "the last save": (checkpoint, "publish_sealed", 3),
+    "removal of the oldest": (checkpoint, "move_aside", 1),
 }
 
 
@@ -124,10 +127,10 @@ def forget(trainer, item):
     plain = trainer._load_optimizer_and_scheduler
 
     def load(path):
-        own = trainer._pending["processes"][0]
+        own = trainer.resumed["processes"][0]
         if kind in ("optimizer", "scheduler"):
             owner = trainer.optimizer if kind == "optimizer" else trainer.lr_scheduler
-            trainer._pending[kind] = copy.deepcopy(owner.state_dict())
+            trainer.resumed[kind] = copy.deepcopy(owner.state_dict())
         elif kind == "random":
             own["random"][name] = checkpoint.random_state()[name]
         elif kind in ("metrics", "parts"):
@@ -140,9 +143,9 @@ def forget(trainer, item):
     trainer._load_optimizer_and_scheduler = load
     if kind == "model":
         trainer._load_from_checkpoint = lambda *args: None
-    if kind == "journal":
-        read = trainer._read
-        trainer._read = lambda path: (read(path), trainer._pending["processes"][0].update(journal=0))
+    if kind == "completions":
+        take_up = trainer.run_folder.take_up
+        trainer.run_folder.take_up = lambda chosen, size: take_up(chosen, 0)
 
 
 def wrong(value):
@@ -195,10 +198,10 @@ def ranked(environment, folder, settings, last=None, exact=False):
     AcceleratorState._reset_state(reset_partial_state=True)  # the server's, if making the world needed one
     warnings.simplefilter("ignore")
     if last:
-        after(checkpoint.OPDTrainer, "_maybe_log_save_evaluate", last)
+        after(OPDTrainer, "_maybe_log_save_evaluate", last)
     trainer = make(folder, settings, dropout=0.0 if exact else 0.1, judged=True)
     if exact:
-        trainer.reward_funcs = trainer.reward_funcs[:1]
+        trainer.rewards.funcs = trainer.rewards.funcs[:1]
     trainer.train(resume_from_checkpoint=not exact)
     if exact:
         trainer.save_model()

@@ -23,7 +23,7 @@ if os.environ.get("TINYR2_CPU"):  # as in run_notebooks.FEWER, before torch is i
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
-CHAINED = ("08_opd_loop", "11_evaluation", "11_prompts")  # the others read what the first has trained
+CHAINED = ("11_trainer", "13_evaluation", "article_prompts")  # the others read what the first has trained
 STORED = Path(__file__).with_name("seconds.json")
 SECONDS = json.loads(STORED.read_text()) if STORED.exists() else {}
 measured = Counter()

@@ -4,8 +4,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import DistillationTrainer, GRPOTrainer
 
-from tinyr2 import speed
-from tinyr2.tiny import tiny_tokenizer
+from tinyr2.bench import step as speed
+from tinyr2.tasks.tiny import tiny_tokenizer
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import checkpoint_run
 from checkpoint_run import POINTS, outcome
-from tinyr2.checkpoint import checkpoints, damage, newest_whole, publish
+from tinyr2.checkpoint import checkpoints, damage, newest_whole, publish_sealed
 
 MOMENTS = int(os.environ.get("TINYR2_KILLS", "8"))
 
@@ -73,11 +73,11 @@ def test_adapters_are_taken_up_again(fork, tmp_path):
     assert same(tmp_path / "cut", outcome(tmp_path / "whole")) == []
 
 
-ITEMS = ["model", "optimizer", "scheduler", "random.python", "random.numpy", "random.torch", "parts", "journal",
-         "metrics", *[f"part.{name}" for name in ("advantages", "keep", "kl_coef", "teacher_weights", "guides",
-                                                  "temperature", "sampled_logprobs", "tokens", "sequences")],
-         *[f"batch.{name}" for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask",
-                                        "num_generations")]]
+PART = ("advantages", "selected", "kl_coef", "teacher_weights", "teacher_hidden", "temperature", "sampled_logprobs",
+        "tokens", "sequences")
+BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "num_generations")
+ITEMS = ["model", "optimizer", "scheduler", "random.python", "random.numpy", "random.torch", "parts",
+         "completions", "metrics", *[f"part.{name}" for name in PART], *[f"batch.{name}" for name in BATCH]]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_other_models_data_and_rewards_are_refused(saved, monkeypatch):
     with pytest.raises(ValueError, match="teacher 0: checkpoint"):
         trainer.train(resume_from_checkpoint=True)
     trainer = checkpoint_run.make(saved)
-    trainer.reward_funcs = trainer.reward_funcs[:1] + [lambda completions, **columns: [0.0] * len(completions)]
+    trainer.rewards.funcs = trainer.rewards.funcs[:1] + [lambda completions, **columns: [0.0] * len(completions)]
     with pytest.raises(ValueError, match="reward 1: checkpoint noisy_reward"):
         trainer.train(resume_from_checkpoint=True)
     trainer = checkpoint_run.make(saved)
@@ -258,10 +258,10 @@ def test_smollm2_killed_and_taken_up_again(fork, tmp_path):
 
 
 def test_an_unknown_format_is_named(tmp_path):
-    publish(tmp_path / "checkpoint-1", lambda folder: (folder / "x").write_text("x"))
+    publish_sealed(tmp_path / "checkpoint-1", lambda folder: (folder / "x").write_text("x"))
     manifest = tmp_path / "checkpoint-1/MANIFEST.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
-    assert damage(tmp_path / "checkpoint-1") == "MANIFEST.json: format 0, this version reads 1"
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 0'))
+    assert damage(tmp_path / "checkpoint-1") == "MANIFEST.json: format 0, this version reads 2"
 
 
 def test_going_back_leaves_the_later_ones_aside(saved, whole):
@@ -334,7 +334,7 @@ def test_an_unreadable_file_is_skipped(saved, monkeypatch):
 
 @pytest.mark.parametrize("files", (5, {"x": None}, {"x": [1]}))
 def test_a_strange_manifest_is_damage(tmp_path, files):
-    publish(tmp_path / "checkpoint-1", lambda folder: (folder / "x").write_text("x"))
+    publish_sealed(tmp_path / "checkpoint-1", lambda folder: (folder / "x").write_text("x"))
     manifest = tmp_path / "checkpoint-1/MANIFEST.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"files": files}))
     assert "no readable manifest" in damage(tmp_path / "checkpoint-1")
@@ -348,7 +348,7 @@ def test_what_a_reward_holds_is_part_of_it():
     def make(scale):
         return lambda completions, **columns: [scale] * len(completions)
 
-    fingerprint = checkpoint_run.checkpoint.fingerprint
+    fingerprint = checkpoint_run.durable.fingerprint
     assert fingerprint(partial(scaled, scale=1.0)) == fingerprint(partial(scaled, scale=1.0))
     assert fingerprint(partial(scaled, scale=1.0)) != fingerprint(partial(scaled, scale=-5.0))
     assert fingerprint(make(1.0)) != fingerprint(make(-5.0))
@@ -370,7 +370,7 @@ def test_a_run_is_not_one_of_its_checkpoints(saved, tmp_path_factory):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    with checkpoint_run.checkpoint._alone(tmp_path):
+    with checkpoint_run.checkpoint.RunFolder(tmp_path).alone():
         with pytest.raises(RuntimeError, match="another run is writing here"):
             checkpoint_run.make(tmp_path).train()
 
@@ -418,7 +418,7 @@ def test_no_pickle_is_written(saved):
 
 def test_a_failure_while_publishing_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        publish(tmp_path / "checkpoint-1", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt()))
+        publish_sealed(tmp_path / "checkpoint-1", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt()))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,9 +5,14 @@ import textwrap
 from collections import Counter
 
 import pytest
+from notebooks import definitions
 
-from tinyr2 import claims
-from tinyr2.claims import LEDGER, VERDICTS, settle, swapped, verdict_of, with_two_numbers
+claims = definitions("claims")
+THEMES = [definitions(f"claims_{name}", calls=("_load", "enter", "leave_open")) for name in claims.THEMES]
+HOME = {number: theme for theme in THEMES for number in theme.LEDGER}
+claims.LEDGER.update(sorted(row for theme in THEMES for row in theme.LEDGER.items()))
+LEDGER, VERDICTS, settle, swapped, verdict_of = (
+    claims.LEDGER, claims.VERDICTS, claims.settle, claims.swapped, claims.verdict_of)  # fmt: skip
 
 OPEN = {"C002", "C007", "C011", "C012", "C020", "C033", "C037", "C038", "C049", "C115", "C124", "C142"}
 ARITHMETIC = ("C022", "C023", "C024", "C027", "C029", "C031", "C034", "C042", "C043", "C059", "C060", "C067", "C068",
@@ -16,15 +21,17 @@ ARITHMETIC = ("C022", "C023", "C024", "C027", "C029", "C031", "C034", "C042", "C
 
 def test_every_claim_has_one_row_and_a_reason():
     assert list(LEDGER) == [f"C{number:03}" for number in range(1, 152)]
+    assert sum(len(theme.LEDGER) for theme in THEMES) == len(LEDGER)
     assert all(row.how and row.says and row.verdict in VERDICTS for row in LEDGER.values())
     assert {row.id for row in LEDGER.values() if not row.check} == OPEN
+    assert {row.id for row in LEDGER.values() if row.open} == OPEN
     assert Counter(row.verdict for row in LEDGER.values()) == dict(zip(VERDICTS, (12, 26, 70, 26, 17)))
 
 
 @pytest.mark.parametrize("number", sorted(set(LEDGER) - OPEN))
 def test_settled_and_no_other_verdict_passes(number, monkeypatch):
     row = LEDGER[number]
-    with claims._quiet():
+    with claims.quiet():
         found = row.check()
     monkeypatch.setattr(row, "check", lambda: found)
     for verdict in VERDICTS:
@@ -38,20 +45,20 @@ def test_settled_and_no_other_verdict_passes(number, monkeypatch):
     assert verdict_of(found) == row.verdict
 
 
-@pytest.mark.parametrize("number", with_two_numbers())
+@pytest.mark.parametrize("number", claims.with_two_numbers())
 def test_the_articles_number_is_not_the_exact_one(number):
     assert swapped(number)[0] == "assertion" and "nothing" not in swapped(number)
 
 
-def mutants(check) -> list:
-    """The function with one of the numbers of its body or its defaults changed, each in turn."""
+def mutants(check, names: dict) -> list:
+    """The function, among these names, with one of the numbers of its body or its defaults changed, each in turn."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(check)))
     tree.body[0].decorator_list = []
     numbers = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) in (int, float)]
     made = []
     for node in numbers:
         before, node.value = node.value, node.value * 3 + 1
-        space = dict(vars(claims))
+        space = dict(names)
         exec(compile(ast.fix_missing_locations(tree), "mutant", "exec"), space)
         made.append(space[check.__name__])
         node.value = before
@@ -60,7 +67,7 @@ def mutants(check) -> list:
 
 @pytest.mark.parametrize("number", ARITHMETIC)
 def test_a_changed_number_is_noticed(number, monkeypatch):
-    made, noticed = mutants(LEDGER[number].check), 0
+    made, noticed = mutants(LEDGER[number].check, vars(HOME[number])), 0
     for mutant in made:
         monkeypatch.setattr(LEDGER[number], "check", mutant)
         try:

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, HfArgument
 from tinyr2 import console, environment
 from tinyr2.console import eval_cli, train_cli
 from tinyr2.filter import filter_cli
-from tinyr2.methods import methods_cli
+from tinyr2.bench.methods import methods_cli
 from tinyr2.objective import PRESETS
-from tinyr2.records import records_cli
-from tinyr2.tiny import tiny_world
+from tinyr2.tasks.records import records_cli
+from tinyr2.tasks.tiny import tiny_world
 
 SHAPE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 1}

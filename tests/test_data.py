@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tinyr2 import tiny
+from tinyr2.tasks import tiny
 from tinyr2.data import DataCollatorForOPD, OPDDataset, encode_completion, encode_prompt, read_tasks
 from tinyr2.environment import load_tokenizer
-from tinyr2.rows import MAX_LINE_BYTES
-from tinyr2.tiny import tiny_tokenizer, tiny_world
+from tinyr2.dataset import MAX_LINE_BYTES
+from tinyr2.tasks.tiny import tiny_tokenizer, tiny_world
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = {"task_id": "a/1", "prompt": "Write f.", "entry_point": "f", "reference": None, "tags": [],

@@ -6,17 +6,22 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from notebooks import definitions
 
 import tinyr2.checks as checks
 import tinyr2.diagnostics as diagnostics
 import tinyr2.reward as reward
-from tinyr2.checkpoint import fingerprint, random_state
+from tinyr2.durable import fingerprint
+from tinyr2.checkpoint import ResumableTrainer, random_state
 from tinyr2.checks import REMEDIES, memory_estimate
-from tinyr2.tiny import tiny_world
-from tinyr2.diagnostics import OPDTrainer, distinct_share, is_trivial, preflight
+from tinyr2.tasks.tiny import tiny_world
+from tinyr2.diagnostics import Preflight, preflight
+from tinyr2.trainer import OPDTrainer, distinct_share, is_trivial
 from tinyr2.health import HealthPanel, diagnose, gradient_alarms, gradient_shares, top_tokens
 from tinyr2.objective import PRESETS
-from tinyr2.trouble import FAULTS, tiny_trainer
+
+trouble = definitions("injected_faults", calls=("_set",))
+FAULTS, tiny_trainer = trouble.FAULTS, trouble.tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def test_a_healthy_trainer_is_silent_and_untouched(world):
     assert (fingerprint(trainer.model), [module.training for module in trainer.model.modules()]) == before
     after = random_state()
     assert torch.equal(state["torch"], after["torch"]) and state["python"] == after["python"]
-    assert all(p.grad is None for p in trainer.model.parameters()) and not trainer._metrics
+    assert all(p.grad is None for p in trainer.model.parameters()) and not trainer.meter.values
 
 
 @pytest.mark.parametrize("method", ["sequence_kd", "v4_opd"])
@@ -65,17 +70,16 @@ def test_methods_without_own_samples_or_reward_are_healthy(world, method):
 def test_preflight_and_panel_change_no_bit(world):
     runs = []
     for looked in (False, True):
-        trainer = tiny_trainer(world, callbacks=[HealthPanel(every=1, live=False)] if looked else [], max_steps=2)
-        trainer.run_preflight = looked
+        callbacks = [HealthPanel(every=1, live=False), Preflight()] if looked else []
+        trainer = tiny_trainer(world, callbacks=callbacks, max_steps=2)
         trainer.train()
         runs.append(trainer)
     assert fingerprint(runs[0].model) == fingerprint(runs[1].model)
-    assert runs[1].preflight_report and "gradient/reward" in runs[1].state.log_history[0]
+    assert callbacks[1].report and "gradient/reward" in runs[1].state.log_history[0]
 
 
 def test_all_fatal_faults_are_raised_at_once(world):
-    trainer = tiny_trainer(world, max_completion_length=500)
-    trainer.run_preflight = True
+    trainer = tiny_trainer(world, max_completion_length=500, callbacks=[Preflight()])
     trainer.teachers[0].train()
     with pytest.raises(RuntimeError, match=r"(?s)lengths: .*teacher_mode: "):
         trainer.train()
@@ -99,7 +103,7 @@ def test_a_teacher_read_in_another_way_is_seen_in_the_divergence_from_itself(wor
         return states if model.training else states * 1.5
 
     trainer = tiny_trainer(world)
-    batch = trainer.sample(list(trainer.train_dataset)[:2])
+    batch = trainer.generate(list(trainer.train_dataset)[:2])
     assert abs(diagnostics.readings(trainer, batch)[1]) < 1e-6
     monkeypatch.setattr(diagnostics, "completion_states", shaken)
     report = checks.Report(diagnostics.check_readings(trainer, batch))
@@ -118,7 +122,7 @@ def test_memory_parts_are_the_bytes_of_training(world):
 def test_top_tokens_and_shares_against_a_plain_forward(world):
     trainer = tiny_trainer(world, max_steps=1)
     trainer.train()
-    step = trainer._parts[0].pick(torch.arange(2))
+    step = trainer.parts[0].pick(torch.arange(2))
     kl, logprob_sum = torch.zeros(step.batch.completion_ids.shape), 0.0
     model, teacher = trainer.model.eval(), trainer.teachers[0]
     for i, (ids, mask) in enumerate(zip(step.batch.completion_ids, step.batch.completion_mask)):
@@ -157,6 +161,4 @@ def test_trivial_and_distinct():
 
 
 def test_the_trainer_is_the_checkpointing_one():
-    from tinyr2 import checkpoint
-
-    assert issubclass(OPDTrainer, checkpoint.OPDTrainer)
+    assert issubclass(OPDTrainer, ResumableTrainer)

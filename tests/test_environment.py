@@ -17,7 +17,8 @@ import pytest
 import run_notebooks
 from notebooks import write
 
-from tinyr2 import bench, environment
+from tinyr2 import environment
+from tinyr2.bench import components as bench
 from tinyr2.environment import cache_dir, cached_folder, figures_dir, load_model, progress_bar, read_records, record
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tinyr2.tiny import tiny_world
+from tinyr2.tasks.tiny import tiny_world
 from tinyr2.evaluation import Evaluation, branch_outcomes, by_tag, compare, evaluate, measures
-from tinyr2.formats import read_any_tasks
+from tinyr2.tasks.formats import read_any_tasks
 from tinyr2.intervals import bootstrap_ci, detectable, difference_ci, mcnemar, rate_ci, tasks_needed
 
 

@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from tinyr2 import OPDConfig, opd_loss, rollout
-from tinyr2.checkpoint import OPDTrainer
+from tinyr2.trainer import OPDTrainer
 from tinyr2.objective import token_divergence, token_logprobs
-from tinyr2.gradient import OPDStep, accumulate_gradients, teacher_states
-from tinyr2.tiny import tiny_world
+from tinyr2.step import OPDStep, accumulate_gradients, teacher_states
+from tinyr2.tasks.tiny import tiny_world
 
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

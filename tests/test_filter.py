@@ -19,10 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyr2.corpus import Journal, clean, overlap_index, read_source, remember
+from tinyr2.corpus.files import Journal, clean, overlap_index, read_source, remember
 from tinyr2.filter import FilterConfig, cluster, filter_cli, filter_corpus, quality, rewrites
-from tinyr2.llm import EndpointLLM, expected_rating, rating_tokens
-from tinyr2.rewrites import Codemods, ast_change, ast_labels, check_rewrites, public_names, touched
+from tinyr2.corpus.rater import EndpointLLM, expected_rating, rating_tokens
+from tinyr2.corpus.rewrites import Codemods, ast_change, ast_labels, check_rewrites, public_names, touched
 
 FLAT = {"max_examples": 60, "deadline": None, "database": None, "derandomize": True}
 STDLIB = Path(ast.__file__).parent

@@ -13,6 +13,10 @@ FIRST = ["#| default_exp first", "#| export\ndef double(x: int) -> int:\n    ret
 SECOND = ["#| default_exp second", "#| export\nfrom tinyr2.first import double",
           "#| export\ndef quadruple(x: int) -> int:\n    return double(double(x))", "quadruple(1)"]
 
+THIRD = ["from tinyr2.second import quadruple", "quadruple(3)"]
+ORDER = ("spine:\n  00_first: {en: one, zh: 一}\n  01_second: {en: two, zh: 二}\n"
+         "studies:\n  third: {en: three, zh: 三}\n")
+
 
 def code(number: int, text: str) -> dict:
     tags = {"tags": ["parameters"]} if text.startswith("steps") else {}
@@ -34,10 +38,12 @@ def good(tmp_path_factory):
     (root / "nbs" / "params").mkdir(parents=True)
     (root / "nbs" / "params" / "test.yaml").write_text("00_first:\n  steps: 2\n")
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    for name, cells in {"00_first": FIRST, "01_second": SECOND}.items():
+    (root / "nbs" / "studies").mkdir()
+    for name, cells in {"00_first": FIRST, "01_second": SECOND, "studies/third": THIRD}.items():
         write(root / "nbs" / f"{name}.ipynb", {"cells": [code(i, text) for i, text in enumerate(cells)],
                                                "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-    lock(root, {"00_first": 1.0, "01_second": 1.0})
+    (root / "nbs" / "order.yaml").write_text(ORDER)
+    lock(root, {"00_first": 1.0, "01_second": 1.0, "third": 1.0})
     (root / "tinyr2" / "tasks").mkdir(parents=True)
     (root / "tinyr2" / "tasks" / "train.jsonl").write_text("{}\n")
     for name, content in nbdev("nbdev_export", nbdev_input(root)).items():
@@ -73,6 +79,26 @@ def notebook_fault(**changes):
     return plant
 
 
+def later_import(root):
+    path = root / "nbs" / "00_first.ipynb"
+    notebook = read(path)
+    notebook["cells"][3]["source"] = "from tinyr2.second import quadruple"
+    write(path, notebook)
+
+
+def circle(root):
+    """On a shelf, where the order of notebooks does not forbid it."""
+    (root / "nbs" / "shelf").mkdir()
+    for name in ("00_first", "01_second"):
+        (root / "nbs" / f"{name}.ipynb").rename(root / "nbs" / "shelf" / f"{name}.ipynb")
+    (root / "nbs" / "order.yaml").write_text(ORDER.replace("spine", "spine: {}\nshelf"))
+    path = root / "nbs" / "shelf" / "00_first.ipynb"
+    notebook = read(path)
+    text = "".join(notebook["cells"][1]["source"])
+    notebook["cells"][1]["source"] = f"#| export\nfrom tinyr2.second import quadruple\n{text}"
+    write(path, notebook)
+
+
 def stale_readme(root):
     """An index notebook and its results, without the README that they make."""
     shutil.copy(root / "nbs" / "00_first.ipynb", root / "nbs" / "index.ipynb")
@@ -90,8 +116,11 @@ FAULTS = [  # the gate, what to plant, what the gate must say
     ("package_in_step", new_file("tinyr2/orphan.py"), "orphan.py: no notebook exports it"),
     ("package_in_step", lambda root: (root / "tinyr2" / "second.py").unlink(), "second.py: missing"),
     ("package_in_step", new_file("tinyr2/second.py"), "second.py: differs"),
-    ("cell_size", cell_fault(2, source="#| export\n" + "a = 1\n" * 31), "31 lines, at most 30"),
-    ("cell_size", cell_fault(3, source="a = 1\n" * 41), "41 lines, at most 40"),
+    ("cell_size", cell_fault(2, source="#| export\ndef f():\n" + "    a = 1\n" * 31), "f has 32 lines, at most 30"),
+    ("cell_size", cell_fault(2, source="#| export\nclass A:\n" + "    a = 1\n" * 120), "A has 121 lines, at most 120"),
+    ("classes_whole", cell_fault(2, source="#| export\nclass A:\n    pass\nA.x = 1\n"), "A.x is set after the class"),
+    ("private_names", cell_fault(1, source="#| export\nfrom tinyr2.first import _x"), "which is private"),
+    ("cell_size", cell_fault(3, source="a = 1\n" * 41), "the cell has 41 lines, at most 40"),
     ("cell_size", cell_fault(3, source=f"a = '{'x' * 120}'"), "characters in a line"),
     ("notebook_size", output("stream", name="stdout", text=["x" * 400_000]), "KB"),
     ("metadata", notebook_fault(metadata={"kernelspec": {"name": "python3"}}), "kernelspec"),
@@ -103,11 +132,16 @@ FAULTS = [  # the gate, what to plant, what the gate must say
     ("outputs_sound", output("stream", name="stderr", text=["a warning"]), "a warning"),
     ("outputs_fresh", cell_fault(3, source="quadruple(2)"), "make outputs ONLY=01_second"),
     ("outputs_fresh", new_file("nbs/.outputs.json", "{}"), "make outputs ONLY=00_first"),
-    ("outputs_fresh", lambda root: (root / "nbs" / "01_second.ipynb").unlink(), "01_second is no notebook"),
-    ("names_used", cell_fault(3, source="1 + 1"), "quadruple"),
-    ("imports_backwards", cell_fault(3, source="from tinyr2.second import quadruple"), "which 01_second"),
-    ("imports_backwards", cell_fault(3, source="from tinyr2 import quadruple"), "which 01_second"),
-    ("imports_backwards", cell_fault(3, source="import tinyr2.nowhere"), "no notebook makes"),
+    ("outputs_fresh", new_file("nbs/order.yaml", "spine: {00_first: {}}\n"), "01_second is no notebook"),
+    ("exports_used", cell_fault(2, source="#| export\ndef lonely(x):\n    return 4 * x"), "lonely is exported"),
+    ("imports", cell_fault(3, source="from tinyr2.second import quadruple"), "it makes itself"),
+    ("imports", cell_fault(3, source="from tinyr2 import quadruple"), "it makes itself"),
+    ("imports", later_import, "which 01_second makes; the spine imports what comes earlier"),
+    ("imports", circle, "modules import in a circle"),
+    ("imports", cell_fault(3, source="import tinyr2.nowhere"), "no notebook makes"),
+    ("order", new_file("nbs/order.yaml", "spine: {00_first: {}}\n"), "01_second.ipynb: not in nbs/order.yaml"),
+    ("order", new_file("nbs/order.yaml", ORDER + "  02_lost: {}\n"), "02_lost.ipynb: in nbs/order.yaml, but not there"),
+    ("order", new_file("nbs/order.yaml", ORDER + "more:\n  spine: {}\n"), "spine stands there 2 times"),
     ("parameters", cell_fault(3, source="rate: float = 0.1"), "rate without a parameters tag"),
     ("parameters", cell_fault(3, source="x = f()", metadata={"tags": ["parameters"]}), "plain constants"),
     ("parameters", new_file("nbs/params/test.yaml", "00_first: {stepz: 1}"), "no parameter stepz"),

@@ -12,18 +12,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tinyr2 import decoder, gradient, hardware, sampling, speed
+from tinyr2 import hardware
+from tinyr2.engine import backends, cpu, loop as sampling_loop, reading
+from tinyr2.bench import step as speed
 from tinyr2.console import console_words, env_cli
-from tinyr2.decoder import Decoder, Matrix
-from tinyr2.gradient import OPDConfig, with_dtype
+from tinyr2.engine.cpu import open_decoder
+from tinyr2.engine.decoder import Decoder, Matrix
+from tinyr2.config import OPDConfig, with_dtype
 from tinyr2.hardware import choose_dtype, cpu_capabilities, cpu_features, fast_bf16, packs
 from tinyr2.reward import tests_reward as passed_tests
 from tinyr2.sampling import rollout
-from tinyr2.tiny import tiny_world
+from tinyr2.tasks.tiny import tiny_world
 from tinyr2.trainer import OPDTrainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-CACHED = (decoder.kernels, decoder.kernels_work, decoder._temporary_folder, sampling.drawing_kernels,
+CACHED = (cpu.kernels, cpu.kernels_work, cpu._temporary_folder, sampling_loop.drawing_kernels,
           hardware._say_slow)
 
 
@@ -109,10 +112,10 @@ BREAK = 'for word in "$@"; do case "$word" in *.cpp) sed -i "s/{}/{}/" "$word";;
     ("decoder kernels, float32", "1 \\/ std::sqrt", "1.1f \\/ std::sqrt"),  # the norm
     ("decoder kernels, float32", "g \\/ (1 + e)", "g \\/ (2 + e)"),  # the gate
     ("decoder kernels, float32", "std::copy_n(w\\[0\\] + tokens\\[r\\]", "std::copy_n(w[0] + tokens[0]"),  # small step
-    ("drawing kernels, compared", "double goal = u \\* total", "double goal = 0.5 * u * total"),
+    ("drawing kernels", "double goal = u \\* total", "double goal = 0.5 * u * total"),
 ])  # fmt: skip
 def test_kernels_that_compute_otherwise_are_not_used(afresh, tmp_path, caplog, world, kernel, was, becomes):
-    if decoder.kernels() is None:
+    if cpu.kernels() is None:
         pytest.skip("nothing can be compiled here")
     wanted = programs(world, backend="plain")
     forget()
@@ -143,8 +146,8 @@ def test_without_a_compiler_or_with_one_that_fails(afresh, tmp_path, caplog, wor
     afresh.setenv("PATH", path or compiler_that(tmp_path, 'case "$*" in *.cpp*) echo disk full >&2; exit 1;; esac'))
     if os.environ.get("TINYR2_CPU") == "plain":
         message = "no C++ compiler"
-    assert programs(world) == wanted and not Decoder(world.student).compiled
-    assert message in hardware.FINDINGS["decoder kernels"] and message in caplog.text
+    assert programs(world) == wanted and type(open_decoder(world.student)) is Decoder
+    assert message in hardware.FINDINGS["kernels"] and message in caplog.text
     assert not [file for file in tmp_path.rglob("*") if file.suffix == ".so"]
 
 
@@ -219,7 +222,7 @@ def test_bf16_on_a_processor_that_imitates_it(slow_bf16, caplog, world):
     batches = [programs(world, dtype=torch.bfloat16, backend=backend, max_completion_length=24)
                for backend in ("auto", "plain")]
     assert batches[0] == batches[1]
-    assert not Decoder(large_model(), torch.bfloat16).compiled
+    assert type(open_decoder(large_model(), torch.bfloat16)) is Decoder
     assert with_dtype(OPDConfig("unused", bf16=True, report_to="none", use_cpu=True), large_model()).bf16
     told = [record.getMessage() for record in caplog.records if "slow" in record.getMessage()]
     assert told == ["bfloat16 is slow on this CPU (products at 0.02 times float32's rate); float32 is faster here"]
@@ -257,8 +260,8 @@ def test_features_are_taken_away_before_pytorch_looks(setting, capability):
 def on_a_gpu(monkeypatch):
     """A stand-in for a model on a GPU; without one, the trial runs on the CPU, in Triton's interpreter."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    real = sampling._try_recorded
-    monkeypatch.setattr(sampling, "_try_recorded", lambda _, dtype: real(device, dtype))
+    real = backends._try_gpu_loop
+    monkeypatch.setattr(backends, "_try_gpu_loop", lambda _, dtype: real(device, dtype))
     return SimpleNamespace(device=SimpleNamespace(type="cuda"), dtype=torch.float32)
 
 
@@ -279,26 +282,26 @@ def no_graph(model, dtype):
 @pytest.mark.parametrize("loop, reason", [(OtherLoop, "it samples"), (no_graph, "not permitted when stream"),
                                           (None, "No module named")])
 def test_a_recorded_loop_that_fails_or_differs_is_not_used(afresh, caplog, loop, reason):
-    gpu = pytest.importorskip("tinyr2.gpu")
+    gpu = pytest.importorskip("tinyr2.engine.gpu")
     model = on_a_gpu(afresh)
     if loop is None:
-        afresh.setitem(sys.modules, "tinyr2.gpu", None)
-        reason = "import of tinyr2.gpu halted"
+        afresh.setitem(sys.modules, "tinyr2.engine.gpu", None)
+        reason = "import of tinyr2.engine.gpu halted"
     else:
         afresh.setattr(gpu, "recorded_loop", loop)
     for _ in range(2):
-        assert sampling._recorded(model, None) is None
+        assert backends.gpu_loop(model, None) is None
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1 and reason in told[0] and "operators one by one instead" in told[0]
 
 
 def test_a_recorded_loop_that_agrees_is_used(afresh):
-    gpu = pytest.importorskip("tinyr2.gpu")
+    gpu = pytest.importorskip("tinyr2.engine.gpu")
     model = on_a_gpu(afresh)
-    sampling._try_recorded(None, torch.float32)  # the trial itself, with the real loop
+    backends._try_gpu_loop(None, torch.float32)  # the trial itself, with the real loop
     real = gpu.recorded_loop
     afresh.setattr(gpu, "recorded_loop", lambda asked, dtype: "the loop" if asked is model else real(asked, dtype))
-    assert sampling._recorded(model, None) == "the loop"
+    assert backends.gpu_loop(model, None) == "the loop"
 
 
 def test_attention_over_texts_in_a_row_without_its_kernel(afresh, caplog):
@@ -319,16 +322,16 @@ def test_attention_over_texts_in_a_row_without_its_kernel(afresh, caplog):
 @pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", reason="the compiler is taken away")
 def test_a_full_cache_that_is_read_only_is_enough(afresh, tmp_path, world):
     wanted = programs(world)
-    filled = Path(decoder._build(decoder._TYPES + decoder._SOURCE))
+    filled = Path(cpu._build(cpu.kernel_source()))
     (tmp_path / "cache").mkdir()
     shutil.copy(filled, tmp_path / "cache")
     afresh.setenv("TINYR2_CACHE", str(tmp_path / "cache"))
-    real = decoder.cache_dir
-    afresh.setattr(decoder, "cache_dir", lambda write=True: refuse_to_write() if write else real(write=False))
+    real = cpu.cache_dir
+    afresh.setattr(cpu, "cache_dir", lambda write=True: refuse_to_write() if write else real(write=False))
     forget()
     assert programs(world) == wanted
     assert hardware.FINDINGS["decoder kernels, float32"] == "works"
-    assert decoder._build(decoder._TYPES + decoder._SOURCE).parent == tmp_path / "cache"
+    assert cpu._build(cpu.kernel_source()).parent == tmp_path / "cache"
 
 
 def refuse_to_write():
@@ -384,4 +387,4 @@ def test_the_cache_is_handed_over_by_its_name(name):
     scope: dict = {}
     exec(f"def forward(self, input_ids, {name}=None, use_cache=None): pass", scope)
     body = type("Body", (), {"forward": scope["forward"]})()
-    assert gradient._cache_argument(body, "keys") == {name: "keys", "use_cache": True}
+    assert reading._cache_argument(body, "keys") == {name: "keys", "use_cache": True}

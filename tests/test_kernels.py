@@ -17,12 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinyr2 import decoder, sampling
+from tinyr2.engine import cpu
 
-SOURCES = {"decoder": decoder._TYPES + decoder._SOURCE,
-           "draw": decoder._TYPES + sampling._WEIGHT + sampling._PICK + sampling._DRAW}  # fmt: skip
+SOURCES = {"kernels": cpu.kernel_source()}
 TARGET = ("-march", "-mcpu", "-mtune", "-mprefer-vector-width")
-FLAGS = [flag for flag in decoder._FLAGS if not flag.startswith(TARGET)]
+FLAGS = [flag for flag in cpu._FLAGS if not flag.startswith(TARGET)]
 FEATURES = {"x86-64": "sse2", "x86-64-v3": "avx avx2 bmi1 bmi2 f16c fma abm movbe"}
 TARGETS = [pytest.param(("c++", "x86-64"), id="baseline"), pytest.param(("c++", "x86-64-v3"), id="avx2"),
            pytest.param(("clang++", "x86-64-v3"), id="clang", marks=pytest.mark.slow),
@@ -57,11 +56,11 @@ def in_this_process(parts: list[Path], folder: Path, compiler: str):
     libraries = []
     for part in parts:
         path = folder / f"{part.stem}.so"
-        subprocess.run([compiler, *decoder._LINK, str(part), "-o", str(path)], check=True)
+        subprocess.run([compiler, *cpu._LINK, str(part), "-o", str(path)], check=True)
         libraries.append(ctypes.CDLL(str(path)))
 
     def call(name: str, *arguments):
-        function = libraries[name.startswith("draw")][name]
+        function = libraries[0][name]
         function.restype = ctypes.c_long
         given = [table_of(a) if type(a) is list else a for a in arguments]
         kinds = {torch.Tensor: lambda a: ctypes.c_void_p(a.data_ptr()), float: ctypes.c_float, int: ctypes.c_long}
@@ -78,7 +77,7 @@ def in_a_program(parts: list[Path], folder: Path, compiler: str):
     """The same by a program of its own, through files: emulated, or because clang's OpenMP is not that of PyTorch."""
     emulator, static = (["qemu-aarch64"], ["-static"]) if compiler.startswith("aarch64") else ([], [])
     program, driver = folder / "driver", Path(__file__).with_name("kernels_driver.cpp")
-    link = [flag for flag in decoder._LINK if flag != "-shared"]
+    link = [flag for flag in cpu._LINK if flag != "-shared"]
     command = [compiler, *link, "-std=c++17", *static, str(driver), *map(str, parts), "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True)  # a static OpenMP warns of its use of dlopen
 

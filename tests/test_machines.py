@@ -17,8 +17,8 @@ SETTINGS = ("avx2", "plain")
 pytestmark = pytest.mark.skipif("avx2" not in cpu_capabilities(), reason="the processor has no AVX2 to fall back on")
 AVX2 = pytest.param("avx2", marks=pytest.mark.skipif(cpu_features() == "avx2", reason="this processor is one"))
 NOTEBOOKS = {  # of the way from model to evaluation, those whose arithmetic depends on the processor
-    "avx2": "00_hardware 01_init 03_collator 06_objective 07_decoder 07_rollout 08_gradient 08_opd_loop 11_evaluation",
-    "plain": "00_hardware 07_decoder 07_rollout 08_gradient 08_opd_loop",
+    "avx2": "hardware 02_init 04_collator 07_objective decoder 08_rollout 09_opd_loop 11_trainer 13_evaluation",
+    "plain": "hardware decoder 08_rollout 09_opd_loop 11_trainer",
 }
 
 

@@ -3,19 +3,18 @@ import copy
 
 import pytest
 import torch
+from notebooks import definitions
 from transformers import AutoModelForCausalLM, DeepseekV4Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from tinyr2 import OPDConfig, rollout
-from tinyr2.checkpoint import OPDTrainer
-from tinyr2.context import extend_context, yarn_frequencies
+from tinyr2.trainer import OPDTrainer
 from tinyr2.data import encode_prompt
-from tinyr2.tiny import tiny_tasks, tiny_tokenizer
-from tinyr2.depth import body_parameters, with_layers
-from tinyr2.gradient import read_whole, shares_prompt
-from tinyr2.mend import keep_by_activation, token_distillation
-from tinyr2.model import activation_rms, count_parameters, crop_from_teacher, shrink
-from tinyr2.shapes import same_length_prompts
-from tinyr2.v4 import active_parameters, cache_numbers, fill_hash_tables_, mini_v4
+from tinyr2.tasks.tiny import tiny_tasks, tiny_tokenizer
+from tinyr2.engine.reading import read_whole, shares_prompt
+from tinyr2.model import count_parameters, crop_from_teacher, shrink
+
+context, depth, mend = definitions("long_context"), definitions("wide_or_deep"), definitions("crop_and_mend")
+shapes, v4 = definitions("other_shapes"), definitions("deepseek_v4")
 
 SHAPE = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
          "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -60,9 +59,9 @@ def test_a_crop_that_only_reorders_is_the_teacher(family, ids):
 
 def test_the_choice_of_a_crop_has_the_right_sizes_and_follows_the_text(ids):
     teacher = build(LlamaConfig(**SHAPE))
-    kept = keep_by_activation(teacher, ids, shrink(teacher.config))
+    kept = mend.keep_by_activation(teacher, ids, shrink(teacher.config))
     assert len(kept["hidden"]) == 32 and [len(x) for x in kept["ffn"]] == [40] * 3
-    other = keep_by_activation(teacher, torch.zeros_like(ids), shrink(teacher.config))
+    other = mend.keep_by_activation(teacher, torch.zeros_like(ids), shrink(teacher.config))
     assert kept["hidden"].tolist() != other["hidden"].tolist()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
 
@@ -72,7 +71,7 @@ def test_distillation_comes_nearer_and_leaves_the_teacher_alone(ids):
     with torch.no_grad():
         teacher.lm_head.weight.mul_(20)  # something to learn
     before = copy.deepcopy(teacher.state_dict())
-    losses = token_distillation(student, teacher, [ids] * 20, lr=3e-3)
+    losses = mend.token_distillation(student, teacher, [ids] * 20, lr=3e-3)
     with torch.no_grad():
         p, q = teacher(ids).logits.softmax(-1), student(ids).logits.log_softmax(-1)
         kl = (p * (p.log() - q)).sum(-1).mean().item()
@@ -84,7 +83,7 @@ def test_the_residual_stream_is_transformers_own(ids):
     model = build(LlamaConfig(**SHAPE))
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
-    mine = activation_rms(model, ids)
+    mine = definitions("02_init").activation_rms(model, ids)
     assert len(mine) == 4
     assert torch.allclose(torch.tensor(mine[:-1]), torch.stack([s.pow(2).mean().sqrt() for s in states[:-1]]))
 
@@ -92,23 +91,23 @@ def test_the_residual_stream_is_transformers_own(ids):
 @pytest.mark.parametrize("head, length, factor", [(32, 64, 4.0), (64, 2048, 16.0), (128, 4096, 1.0), (16, 128, 2.5)])
 def test_yarn_is_that_of_transformers(head, length, factor):
     config = LlamaConfig(**SHAPE | {"hidden_size": 4 * head}, max_position_embeddings=length)
-    rotary = build(extend_context(config, factor)).model.rotary_emb
-    frequencies, scale = yarn_frequencies(head, length, factor)
+    rotary = build(context.extend_context(config, factor)).model.rotary_emb
+    frequencies, scale = context.yarn_frequencies(head, length, factor)
     assert torch.allclose(rotary.inv_freq, frequencies, rtol=1e-5) and abs(rotary.attention_scaling - scale) < 1e-6
 
 
 @pytest.mark.parametrize("layers", [1, 2, 8, 12])
 def test_depth_is_traded_at_equal_parameters(layers):
     for config in (LlamaConfig(**SHAPE), Qwen2Config(**SHAPE | {"hidden_size": 128, "intermediate_size": 320})):
-        other = with_layers(config, layers)
+        other = depth.with_layers(config, layers)
         assert other.num_hidden_layers == layers and type(other) is type(config)
-        assert abs(body_parameters(other) / body_parameters(config) - 1) < 0.01
+        assert abs(depth.body_parameters(other) / depth.body_parameters(config) - 1) < 0.01
 
 
 def test_the_v4_miniature_counts_and_remembers_what_the_model_does():
-    config = mini_v4(96)
-    total, active = active_parameters(config)
-    model = fill_hash_tables_(build(config))
+    config = v4.mini_v4(96)
+    total, active = v4.active_parameters(config)
+    model = v4.fill_hash_tables_(build(config))
     assert total == sum(p.numel() for p in model.parameters())
     expert = 3 * config.hidden_size * config.moe_intermediate_size
     assert total - active == config.num_hidden_layers * (8 - 2) * expert
@@ -116,16 +115,16 @@ def test_the_v4_miniature_counts_and_remembers_what_the_model_does():
     with torch.no_grad():
         layers = model(text, use_cache=True).past_key_values.layers
     held = [t for layer in layers for t in (layer.keys, *getattr(layer, "compressed_kv", {}).values())]
-    assert cache_numbers(config, 45) == sum(t.numel() for t in held)
+    assert v4.cache_numbers(config, 45) == sum(t.numel() for t in held)
     tables = [module.tid2eid for module in model.modules() if hasattr(module, "tid2eid")]
     assert len(tables) == 1 and all(len(set(row)) == 2 for row in tables[0].tolist())
 
 
 def test_the_trainer_takes_a_step_with_v4(tmp_path):
     tokenizer = tiny_tokenizer()
-    rows = same_length_prompts(tokenizer, tiny_tasks()["train"][:8], 24)
+    rows = shapes.same_length_prompts(tokenizer, tiny_tasks()["train"][:8], 24)
     assert {len(encode_prompt(tokenizer, row["prompt"])) for row in rows} == {24}
-    student, teacher = (fill_hash_tables_(build(mini_v4(len(tokenizer)), seed)) for seed in (0, 1))
+    student, teacher = (v4.fill_hash_tables_(build(v4.mini_v4(len(tokenizer)), seed)) for seed in (0, 1))
     prompts = [row["prompt"] for row in rows[:2]]
     batch = rollout(student, tokenizer, prompts, backend="hf", max_completion_length=20, temperature=1.0)
     assert not shares_prompt(student, batch)
@@ -145,4 +144,4 @@ def test_the_trainer_takes_a_step_with_v4(tmp_path):
 
 
 def test_real_v4_sizes():
-    assert active_parameters(DeepseekV4Config()) == (284_325_869_015, 13_793_261_015)
+    assert v4.active_parameters(DeepseekV4Config()) == (284_325_869_015, 13_793_261_015)

@@ -8,10 +8,12 @@ from torch.utils._pytree import tree_leaves
 from trl.experimental.gkd import GKDTrainer
 
 from tinyr2 import opd_loss
-from tinyr2.gradient import OPDConfig, OPDStep, accumulate_gradients, teacher_states
-from tinyr2.objective import PRESETS, group_advantages, hidden_divergence, token_divergence, token_logprobs
+from tinyr2.config import OPDConfig
+from tinyr2.step import OPDStep, accumulate_gradients, teacher_states
+from tinyr2.engine.divergence import hidden_divergence
+from tinyr2.objective import PRESETS, group_advantages, token_divergence, token_logprobs
 from tinyr2.sampling import rollout
-from tinyr2.tiny import tiny_world
+from tinyr2.tasks.tiny import tiny_world
 
 
 def random(*shape, seed=0, **options):
@@ -201,7 +203,8 @@ def test_equal_completions_are_read_once(counted, tmp_path, monkeypatch):
     batch.completion_ids, batch.completion_mask = batch.completion_ids[first], batch.completion_mask[first]
     once = gradient(world, batch, torch.linspace(-1, 1, 12), tmp_path)
     assert [sum(found) for found in read] == [8, 8]
-    monkeypatch.setattr("tinyr2.gradient.distinct", lambda batch, rows: (rows, torch.arange(len(rows))))
+    for place in ("tinyr2.step", "tinyr2.engine.reading"):
+        monkeypatch.setattr(f"{place}.unique_completions", lambda batch, rows: (rows, torch.arange(len(rows))))
     every = gradient(world, batch, torch.linspace(-1, 1, 12), tmp_path)
     assert [sum(found) for found in read] == [8 + 12, 8 + 12]
     for a, b in zip(once, every):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GemmaConfig, Qwen2Config
 
-from tinyr2.tiny import tiny_world
+from tinyr2.tasks.tiny import tiny_world
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"vocab_size": 512, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

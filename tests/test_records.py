@@ -12,9 +12,10 @@ from notebooks import ROOT
 
 from tinyr2 import reward
 from tinyr2.data import OPDDataset, load_tasks, read_json_lines, validate_record, validate_task
-from tinyr2.functions import description, extract_functions, licence_of, source_files, task_prompt
-from tinyr2.honest_tests import distinct, draw_calls, drop_weak, held_out_overlap, make_tasks, tasks_from
-from tinyr2.records import RecordArguments, collect_records, endpoint_texts, journaled, records_cli, score_candidates
+from tinyr2.tasks.functions import description, extract_functions, licence_of, source_files, task_prompt
+from tinyr2.tasks.honest_tests import distinct, draw_calls, drop_weak, held_out_overlap, make_tasks, tasks_from
+from tinyr2.tasks.records import (RecordArguments, collect_records, collect_tasks, endpoint_texts, journaled,
+                                  records_cli, score_candidates)  # fmt: skip
 from tinyr2.sandbox import Sandbox
 
 DOC = '"""Some words about what it does."""'
@@ -301,7 +302,7 @@ def test_command_writes_tasks_and_does_nothing_twice(tmp_path, capsys, monkeypat
     argv = ["--packages", "toolz", "--num_generations", "0", "--work_dir", str(tmp_path / "work"), "--limit", "5"]
     records_cli([*argv, "--output", str(tmp_path / "one.jsonl")])
     assert "5 rows in" in capsys.readouterr().out and len(OPDDataset(tmp_path / "one.jsonl")) == 5
-    monkeypatch.setattr("tinyr2.records.tasks_from", lambda *args, **kwargs: pytest.fail("worked again"))
+    monkeypatch.setattr("tinyr2.tasks.records.tasks_from", lambda *args, **kwargs: pytest.fail("worked again"))
     records_cli([*argv, "--output", str(tmp_path / "two.jsonl")])
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
@@ -311,6 +312,20 @@ def test_two_runs_over_files_agree(box):
     first = tasks_from(rows, box, overlap)
     with Sandbox(workers=1, timeout=4.0) as other:
         assert tasks_from(rows, other, overlap) == first
+
+
+def test_tasks_of_kept_files_are_those_of_the_files(tmp_path, box):
+    """`--source` takes what `tinyr2-filter` left, row by row, and a folder alike."""
+    rows = [row for row in source_files(["toolz"]) if row["path"].endswith(("functoolz.py", "itertoolz.py"))]
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("".join(json.dumps(row | {"lint": 1.0, "cluster": 0}) + "\n" for row in rows))
+    wanted, _ = distinct(tasks_from(rows, box, held_out_overlap())["tasks"])
+    args = RecordArguments(source=str(kept), work_dir=str(tmp_path / "journals"))
+    tasks, _ = collect_tasks(args)
+    assert wanted and [task["prompt"] for task in tasks] == [task["prompt"] for task in wanted]
+    kept.write_text(json.dumps(rows[0] | {"text": "x = 1\n", "sha256": "1" * 64}) + "\n")
+    with pytest.raises(ValueError, match="made with"):  # another file, another journal
+        collect_tasks(args)
 
 
 # --- what is stored -----------------------------------------------------------------------------------------

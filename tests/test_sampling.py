@@ -22,13 +22,16 @@ from transformers import (
     Qwen3Config,
 )
 
-from tinyr2 import decoder as decoder_module, sampling
-from tinyr2.data import format_prompt, left_pad, stop_token_ids
-from tinyr2.decoder import Decoder, ForkedCache, SharedCache, kernels, unsupported
+from tinyr2 import sampling
+from tinyr2.engine import cpu
+from tinyr2.data import format_prompt, left_pad, pack_rollout, stop_token_ids
+from tinyr2.engine.cpu import CompiledDecoder, SharedCache, kernels, open_decoder
+from tinyr2.engine.decoder import Decoder, ForkedCache, unsupported
 from tinyr2.environment import pick_device
-from tinyr2.gpu import RecordedLoop, _pick, recorded_loop
-from tinyr2.sampling import draw, inverse_cdf, rollout, sample_many
-from tinyr2.tiny import tiny_tokenizer, tiny_tasks
+from tinyr2.engine.gpu import RecordedLoop, _pick, recorded_loop
+from tinyr2.engine.loop import Rows, draw, drawing_kernels, inverse_cdf, sample_rows
+from tinyr2.sampling import rollout, sample_many
+from tinyr2.tasks.tiny import tiny_tokenizer, tiny_tasks
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3, "eos_token_id": 0,
@@ -66,7 +69,7 @@ needs_compiler = pytest.mark.skipif(os.environ.get("TINYR2_CPU") == "plain", rea
 
 
 def forget_kernels():
-    for function in (decoder_module.kernels, decoder_module.kernels_work, sampling.drawing_kernels):
+    for function in (cpu.kernels, cpu.kernels_work, drawing_kernels):
         function.cache_clear()
 
 
@@ -120,12 +123,12 @@ def test_a_prompt_that_comes_twice_is_sampled_anew(tokenizer, model):
 def size(request, monkeypatch):
     """Models of the tests are small; with a limit of nothing their products go to the matrix library as well."""
     if request.param == "matrix library":
-        monkeypatch.setattr(decoder_module, "SMALL", 0)
+        monkeypatch.setattr(cpu, "SMALL", 0)
 
 
 @needs_compiler
 def test_kernels_equal_plain_pytorch(model, tokenizer, size):
-    assert kernels() is not None and Decoder(model).compiled
+    assert kernels() is not None and isinstance(open_decoder(model), CompiledDecoder)
     options = {"num_generations": 3, "max_completion_length": 24, "temperature": 1.0}
     fast, plain = (rollout(model, tokenizer, prompts(5), backend=name, **options) for name in ("static", "plain"))
     assert fast.completions == plain.completions
@@ -135,7 +138,7 @@ def test_kernels_equal_plain_pytorch(model, tokenizer, size):
 @torch.no_grad()
 def given_tokens_error(model, ids, mask, kind, dtype):
     """Root mean square difference of logits from the model's own in float32, over 8 tokens that are given."""
-    cache = kind(Decoder(model, dtype, compiled=kind is SharedCache), len(ids), ids.shape[1], 2, 8)
+    cache = open_decoder(model, dtype, compiled=kind is SharedCache).new_cache(len(ids), ids.shape[1], 2, 8)
     cache.add(ids, mask)
     given = torch.randint(2, 400, (2 * len(ids), 8), generator=torch.Generator().manual_seed(0))
     ours = torch.stack([cache.step(given[:, t], torch.full((len(given),), t)) for t in range(8)], 1)
@@ -229,7 +232,7 @@ def test_compiled_draws_follow_the_distribution(dtype):
     logits = (2 * torch.randn(1, 700, generator=torch.Generator().manual_seed(0))).to(dtype)
     logits[0, ::3] = -torch.inf
     noise = torch.rand(50_000, 1, generator=torch.Generator().manual_seed(1))
-    work = sampling._Rows(noise, 0, sampling.drawing_kernels()[f"draw_{str(dtype).split('.')[1]}"])
+    work = Rows(noise, 0, drawing_kernels()[f"draw_{str(dtype).split('.')[1]}"])
     work.add(0, 50_000)
     tokens, done = work.draw(logits.expand(50_000, 700).contiguous(), 0.8, torch.zeros(700, dtype=torch.bool))
     exact = (logits[0].double() / 0.8).softmax(-1)
@@ -266,12 +269,12 @@ def test_one_loop_for_rollouts_that_differ(tokenizer, monkeypatch):
     monkeypatch.setattr(RecordedLoop, "advance", lambda self, n: self.step(min(self.room["rows"], -(-n // 4) * 4)))
     shape = SHAPE | {"num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 1}
     model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **shape)).eval()
-    decoder, loop = Decoder(model, compiled=False), recorded_loop(model)
+    decoder, loop = Decoder(model), recorded_loop(model)
     encoded = [tokenizer(text)["input_ids"] for text in prompts(4)]
     for count, length, rows, temperature, stops in ((3, 9, 4, 1.0, 40), (2, 3, None, 0.0, 1), (4, 11, 6, 2.0, 60)):
         noise = torch.rand(2 * count, length, generator=torch.Generator().manual_seed(count))
         options = (encoded[-count:], 2, noise, list(range(stops)), temperature, tokenizer.pad_token_id, rows, False)
-        for ours, plain in zip(loop.sample(*options), sampling._decode(decoder, *options)):
+        for ours, plain in zip(loop.sample(*options), sample_rows(decoder, *options)):
             assert torch.allclose(ours.double(), plain.double(), atol=1e-4)
     assert recorded_loop(model) is loop
     model.resize_token_embeddings(len(tokenizer) + 8)
@@ -342,7 +345,7 @@ def test_without_a_compiler(model, tokenizer, monkeypatch, caplog):
     monkeypatch.setenv("PATH", "/nowhere")
     forget_kernels()
     try:
-        assert not Decoder(model).compiled and "decoder kernels: not on this machine" in caplog.text
+        assert type(open_decoder(model)) is Decoder and "kernels: not on this machine" in caplog.text
         again = rollout(model, tokenizer, prompts(2), num_generations=2, max_completion_length=8).completions
         assert again == whole
     finally:
@@ -434,3 +437,23 @@ def test_vllm_through_trl(tokenizer, monkeypatch):
     monkeypatch.setattr(StandIn, "limit", 3)
     with pytest.raises(RuntimeError, match="ended after 3 tokens without a stop token"):
         rollout(model, tokenizer, prompts(3), **options)
+
+
+def test_padding_without_a_chance_is_no_fault(tokenizer):
+    """`generate` scores what stands behind the end, where a model may give its padding no chance at all."""
+    ids, mask = left_pad([[5, 6]], tokenizer.pad_token_id)
+    stops = stop_token_ids(tokenizer)
+    tokens = torch.tensor([[7, stops[0], tokenizer.pad_token_id, tokenizer.pad_token_id], [7, 8, 9, stops[0]]])
+    scores = torch.tensor([[-1.0, -2.0, -torch.inf, -torch.inf], [-1.0, -1.0, -1.0, -1.0]])
+    batch = pack_rollout(tokenizer, ["p"], 2, ids, mask, tokens, scores, stops)
+    assert batch.logprobs.tolist() == [[-1.0, -2.0, 0.0, 0.0], [-1.0] * 4]
+    scores[1, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        pack_rollout(tokenizer, ["p"], 2, ids, mask, tokens, scores, stops)
+
+
+def test_a_model_that_reads_both_ways_goes_to_generate():
+    config = GemmaConfig(vocab_size=64, head_dim=16, **SHAPE)
+    assert unsupported(AutoModelForCausalLM.from_config(config)) is None
+    config.use_bidirectional_attention = True
+    assert "both directions" in unsupported(AutoModelForCausalLM.from_config(config))

@@ -28,10 +28,11 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from hostile import BROAD, CONTROLS, PROGRAMS  # noqa: E402
 
 from tinyr2 import confine, reward  # noqa: E402
-from tinyr2.sandbox import _STATUSES, Check, Sandbox, SandboxError, Verdict  # noqa: E402
+from tinyr2.judge import _STATUSES, Check, Verdict  # noqa: E402
+from tinyr2.sandbox import Sandbox, SandboxError  # noqa: E402
 
 try:
-    from tinyr2.sandbox import Calls
+    from tinyr2.judge import Calls
 except ImportError:
     Calls = None
 USER = 64999  # the ordinary user, when pytest runs as root
@@ -592,10 +593,10 @@ def test_interrupted_check_of_endless_code_ends():
     """A `Check` runs in the trainer's own thread; the interruption reaches it as well."""
     endless = Check("f", "def check(candidate):\n    print('running', flush=True)\n    while True:\n        pass\n")
     code = f"""
-    from tinyr2 import sandbox
-    sandbox._CHECK_SECONDS = 1800.0
+    from tinyr2 import judge
+    judge._CHECK_SECONDS = 1800.0
     try:
-        box.run([("def f(n):\\n    return n", sandbox.{endless!r})])
+        box.run([("def f(n):\\n    return n", judge.{endless!r})])
     except KeyboardInterrupt:
         print(json.dumps(left()))
     """

@@ -141,13 +141,13 @@ def test_notebooks_side_by_side(monkeypatch, tmp_path):
 
     def fake(path, out, parameters, figures, timeout, one_thread):
         start = time.monotonic()
-        time.sleep(0.02 if path.stem != "08_opd_loop" else 0.6)
+        time.sleep(0.02 if path.stem != "11_trainer" else 0.6)
         spans[path.stem] = (start, time.monotonic(), one_thread)
-        return 0.0, "broken" if path.stem == "05_reward" else ""
+        return 0.0, "broken" if path.stem == "06_reward" else ""
 
     monkeypatch.setattr(run_notebooks, "run_notebook", fake)
     notebooks = [Path(f"{path.stem}.ipynb") for path in paths(ROOT)]
-    assert run_notebooks.run_all(notebooks, tmp_path, {}, jobs=2) == ["05_reward"]
+    assert run_notebooks.run_all(notebooks, tmp_path, {}, jobs=2) == ["06_reward"]
     assert set(spans) == {path.stem for path in notebooks}
     for stem, (start, end, one_thread) in spans.items():
         beside = [other for other, span in spans.items() if other != stem and span[0] < end and start < span[1]]
@@ -165,7 +165,7 @@ def test_a_file_stays_in_one_process():
     assert conftest.group(f"{trainer}one[a::b]") == conftest.group(f"{trainer}two")
     assert conftest.group(f"{checkpoint}one[a]") == conftest.group(f"{checkpoint}one[b]") != \
         conftest.group(f"{checkpoint}two")
-    names = [conftest.group(f"{notebooks}notebook[{name}]") for name in ("08_opd_loop", "11_evaluation", "05_reward")]
+    names = [conftest.group(f"{notebooks}notebook[{name}]") for name in ("11_trainer", "13_evaluation", "06_reward")]
     assert names[0] == names[1] != names[2]
 
 

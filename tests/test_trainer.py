@@ -11,12 +11,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
 import tinyr2
-from tinyr2 import OPDConfig, gradient
-from tinyr2.checkpoint import OPDTrainer
+from tinyr2 import OPDConfig
+from tinyr2.engine import memory
 from tinyr2.environment import load_model
 from tinyr2.objective import PRESETS
-from tinyr2.tiny import tiny_world
-from tinyr2.trainer import head_faults
+from tinyr2.tasks.tiny import tiny_world
+from tinyr2.trainer import OPDTrainer, head_faults
 
 
 @pytest.fixture(scope="module")
@@ -265,13 +265,13 @@ def test_gradient_checkpointing_gives_the_same_step(world, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"bf16": True, "micro_batch_rows": 3}, {"num_iterations": 2}])
 def test_a_large_model_saves_memory_and_keeps_its_bits(world, tmp_path, monkeypatch, settings):
     small = train(world, tmp_path / "small", **settings)
-    monkeypatch.setattr(gradient, "LARGE", 1)
+    monkeypatch.setattr(memory, "LARGE", 1)
     large = train(world, tmp_path / "large", **settings)
-    assert large.teachers[0] in gradient._FILES and small.teachers[0] not in gradient._FILES
+    assert large.teachers[0] in memory._FILES and small.teachers[0] not in memory._FILES
     assert all(map(torch.equal, small.model.parameters(), large.model.parameters()))
     assert all(map(torch.equal, small.teachers[0].parameters(), large.teachers[0].parameters()))
     again = copy.deepcopy(large.teachers[0])  # an ordinary model to others
-    gradient.give_back(large.teachers)
+    memory.give_back(large.teachers)
     assert all(map(torch.equal, again.state_dict().values(), large.teachers[0].state_dict().values()))
 
 
@@ -279,11 +279,11 @@ def test_a_teacher_that_finds_no_room_stays_in_memory(world, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gradient, "LARGE", 1)
-    monkeypatch.setattr(gradient.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(memory, "LARGE", 1)
+    monkeypatch.setattr(memory.tempfile, "TemporaryFile", full)
     with pytest.warns(UserWarning, match="teacher kept in memory.*No space left"):
-        found = gradient.frozen_copy(world.student)
-    assert found not in gradient._FILES
+        found = memory.frozen_copy(world.student)
+    assert found not in memory._FILES
     assert all(map(torch.equal, found.parameters(), world.student.parameters()))
 
 

@@ -15,24 +15,22 @@ from importlib import import_module
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _NAMES = {
-    "trainer": "OPDConfig",
-    "diagnostics": "OPDTrainer preflight",
-    "data": "OPDDataset DataCollatorForOPD read_tasks load_tasks",
+    "config": "OPDConfig",
+    "trainer": "OPDTrainer",
+    "diagnostics": "preflight Preflight",
+    "data": "OPDDataset DataCollatorForOPD read_tasks",
     "objective": "opd_loss",
     "sampling": "rollout",
     "sandbox": "Sandbox",
     "reward": "tests_reward solved_reward pep8_reward growth_reward length_penalty",
     "reward_model": "RewardModel",
-    "candidates": "warm_start",
     "model": "shrink count_parameters",
     "intervals": "pass_at_k",
     "evaluation": "compare",
     "environment": "load_model load_tokenizer",
-    "health": "HealthPanel diagnose",
-    "filter": "filter_corpus FilterConfig",
-    "formats": "read_any_tasks",
-    "honest_tests": "tasks_from",
-    "tiny": "tiny_world",
+    "health": "HealthPanel",
+    "filter": "filter_corpus",
+    "tasks.tiny": "tiny_world",
 }
 _HOME = {_name: _module for _module, _names in _NAMES.items() for _name in _names.split()}
 

@@ -44,7 +44,7 @@ def measure(path: str) -> dict:
     """Check, index and iterate; seconds, counts and the highest resident memory of this process (VmHWM)."""
     import warnings
 
-    from tinyr2.rows import OPDDataset
+    from tinyr2.dataset import OPDDataset
 
     def peak_mb() -> float:
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6

@@ -6,6 +6,7 @@
 """
 import ast
 import functools
+import graphlib
 import json
 import os
 import re
@@ -14,14 +15,16 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import readme as readme_tool
 import yaml
-from notebooks import ROOT, bad_outputs, code_cells, code_hash, is_export, paths, read, runnable, source
+from notebooks import (ROOT, SPINE, bad_outputs, code_cells, code_hash, is_export, module_of, paths, read, runnable,
+                       shelves, source)  # fmt: skip
 
-EXPORT_LINES, DEMO_LINES, LINE_WIDTH, NOTEBOOK_KB = 30, 40, 120, 400
+FUNCTION_LINES, CLASS_LINES, DEMO_LINES, LINE_WIDTH, NOTEBOOK_KB = 30, 120, 40, 120, 400
 MACHINE_PATH = re.compile(r"""(?<![\w.:/~+=-])/(home|Users|root|work|tmp)(?![\w.-])|/site-packages""")
 
 
@@ -43,7 +46,7 @@ def ruff(root: Path) -> list[str]:
 
 
 def readme(root: Path) -> list[str]:
-    """README.md is what index.ipynb and the stored results make it; so are the tables of README.zh.md."""
+    """README.md is what index.ipynb and the stored results make it; so are README.zh.md's tables and all footers."""
     return readme_tool.faults(root) if (root / "nbs" / "index.ipynb").exists() else []
 
 
@@ -64,7 +67,7 @@ def nbdev(command: str, files: Files) -> dict[str, bytes]:
     env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}  # it stops export
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files:
-            Path(folder, name).parent.mkdir(exist_ok=True)
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).write_bytes(content)
         script = Path(sys.executable).with_name(command)
         subprocess.run([script], cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
@@ -83,13 +86,25 @@ def package_in_step(root: Path) -> list[str]:
     """tinyr2/ is what the notebooks export, file by file and byte by byte; its data files are left out."""
     built = {name: content for name, content in nbdev("nbdev_export", nbdev_input(root)).items()
              if name.startswith("tinyr2/")}
-    there = {str(path.relative_to(root)): path.read_bytes() for path in (root / "tinyr2").rglob("*")
-             if path.is_file() and path.suffix not in (".pyc", ".mplstyle") and path.parent.name != "tasks"}
+    there = {str(path.relative_to(root)): path.read_bytes() for path in (root / "tinyr2").rglob("*.py")}
     both = sorted(built.keys() & there.keys())
     return ([f"{name}: no notebook exports it; delete it" for name in sorted(there.keys() - built.keys())]
             + [f"{name}: missing; run make export" for name in sorted(built.keys() - there.keys())]
             + [f"{name}: differs from its notebook; edit the notebook, then make export"
                for name in both if built[name] != there[name]])
+
+
+# --- notebooks: order ---------------------------------------------------------------------------------------
+
+def order(root: Path) -> list[str]:
+    """nbs/order.yaml lists every notebook once, and no name is used twice, for a notebook or a shelf."""
+    listed = paths(root)
+    there = {path for path in (root / "nbs").rglob("*.ipynb")
+             if not any(part.startswith((".", "_")) for part in path.relative_to(root / "nbs").parts)}
+    names = Counter([path.stem for path in listed] + list(shelves(root)))
+    return ([f"nbs/order.yaml: {name} stands there {count} times" for name, count in names.items() if count > 1]
+            + [f"{path.relative_to(root)}: not in nbs/order.yaml" for path in sorted(there - set(listed))]
+            + [f"{path.relative_to(root)}: in nbs/order.yaml, but not there" for path in sorted(set(listed) - there)])
 
 
 # --- notebooks: form ----------------------------------------------------------------------------------------
@@ -101,16 +116,59 @@ def each_cell(root: Path) -> Iterator[tuple[str, dict]]:
             yield f"{path.name}, code cell {number} ({cell['id']})", cell
 
 
+def code_lines(node: ast.AST, text: str) -> int:
+    """Lines of code of a function or class: without empty ones, comments and docstrings."""
+    documented = ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef
+    texts = [n.body[0] for n in ast.walk(node) if isinstance(n, documented) and ast.get_docstring(n, clean=False)]
+    silent = {line for doc in texts for line in range(doc.lineno, doc.end_lineno + 1)}
+    lines = enumerate(text.splitlines()[node.lineno - 1 : node.end_lineno], node.lineno)
+    lines = (line.strip() for number, line in lines if number not in silent)
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
 def cell_size(root: Path) -> list[str]:
-    """A cell can be taken in at one look: 30 lines if it is exported, 40 if not, none wider than 120."""
+    """A function can be taken in at one look, a class is written whole: 30 and 120 lines of code, other cells 40."""
     faults = []
     for where, cell in each_cell(root):
-        lines = [line for line in source(cell).splitlines() if line.strip() and not line.startswith("#|")]
-        most = EXPORT_LINES if is_export(cell) else DEMO_LINES
-        if len(lines) > most:
-            faults.append(f"{where}: {len(lines)} lines, at most {most}; split it")
+        text, tree = source(cell), parse(cell)
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        sizes = [(node.name, code_lines(node, text), FUNCTION_LINES) for node in functions if is_export(cell)]
+        sizes += [(node.name, code_lines(node, text), CLASS_LINES) for node in classes]
+        if not classes:
+            lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#|")]
+            sizes.append(("the cell", len(lines), DEMO_LINES))
+        faults += [f"{where}: {name} has {size} lines, at most {most}; split it" for name, size, most in sizes
+                   if size > most]
         faults += [f"{where}: {len(line)} characters in a line, at most {LINE_WIDTH}: {line.strip()[:40]}"
-                   for line in lines if len(line) > LINE_WIDTH]
+                   for line in text.splitlines() if len(line) > LINE_WIDTH]
+    return faults
+
+
+def classes_whole(root: Path) -> list[str]:
+    """No method is given to a class after its body."""
+    faults = []
+    for path in paths(root):
+        cells = [cell for cell in code_cells(read(path)) if is_export(cell)]
+        classes = {node.name for cell in cells for node in parse(cell).body if isinstance(node, ast.ClassDef)}
+        for cell in cells:
+            targets = [target for node in parse(cell).body if isinstance(node, ast.Assign)
+                       for whole in node.targets for target in ast.walk(whole)]  # fmt: skip
+            faults += [f"{path.name}, {cell['id']}: {target.value.id}.{target.attr} is set after the class"
+                       for target in targets if isinstance(target, ast.Attribute)
+                       and isinstance(target.value, ast.Name) and target.value.id in classes]
+    return faults
+
+
+def private_names(root: Path) -> list[str]:
+    """No module reads what another calls private."""
+    faults = []
+    for where, cell in each_cell(root):
+        if is_export(cell):
+            faults += [f"{where}: imports {alias.name} from {node.module}, which is private there"
+                       for node in ast.walk(parse(cell)) if isinstance(node, ast.ImportFrom)
+                       and (node.module or "").startswith("tinyr2") for alias in node.names
+                       if alias.name.startswith("_")]  # fmt: skip
     return faults
 
 
@@ -192,43 +250,72 @@ def used_names(cell: dict) -> set[str]:
             | {node.attr for node in nodes if isinstance(node, ast.Attribute)})
 
 
-def names_used(root: Path) -> list[str]:
-    """Every exported name is used in its own notebook, outside the cell that defines it."""
-    faults = []
-    for path in paths(root):
-        cells = code_cells(read(path))
-        used = [used_names(cell) for cell in cells]
-        for number, cell in enumerate(cells):
-            elsewhere = set().union(*used[:number], *used[number + 1:])
-            faults += [f"{path.name}: {name} is exported but not used; show it at work, or call it _{name}"
-                       for name in exported_names(cell) if name not in elsewhere]
-    return faults
+def imported_names(cell: dict) -> set[str]:
+    """What a cell imports by name."""
+    return {alias.name for node in ast.walk(parse(cell)) if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
-def tinyr2_imports(cell: dict) -> Iterator[str]:
-    """`sandbox` for an import of or from tinyr2.sandbox, `Sandbox` for `from tinyr2 import Sandbox`."""
+def exports_used(root: Path) -> list[str]:
+    """Every exported name is used by another notebook, by another exported cell, by the face or by a command."""
+    cells = [(path.stem, number, cell) for path in paths(root) for number, cell in enumerate(code_cells(read(path)))]
+    users = defaultdict(set)  # name -> where it is used: notebook, cell, exported?
+    for stem, number, cell in cells:
+        for name in used_names(cell) | imported_names(cell):
+            users[name].add((stem, number, is_export(cell)))
+    index = root / "nbs" / "index.ipynb"
+    text = "".join(source(cell) for cell in code_cells(read(index))) if index.exists() else ""
+    other = re.findall(r'"import [^"]*from tinyr2[^"]*"', "".join(source(cell) for _, _, cell in cells))  # processes
+    public = set(re.findall(r"\w+", " ".join([text, *other]) + (root / "settings.ini").read_text(encoding="utf-8")))
+    return [f"{stem}.ipynb: {name} is exported, but nothing else uses it; leave it in the notebook, without export"
+            for stem, number, cell in cells for name in exported_names(cell)
+            if name not in public and not any(user != stem or exported and place != number or place == number
+                                              and name in loaded_names(cell)
+                                              for user, place, exported in users[name])]
+
+
+def loaded_names(cell: dict) -> set[str]:
+    """What a cell's own code refers to."""
+    return {node.id for node in ast.walk(parse(cell)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def tinyr2_imports(cell: dict) -> Iterator[tuple[str, ...]]:
+    """What a cell imports from the package: for each, the names by which it may be known, the likeliest first."""
     for node in ast.walk(parse(cell)):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "tinyr2":
-            modules = [f"tinyr2.{alias.name}" for alias in node.names]
-        else:
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        yield from (module.split(".")[1] for module in modules if module.startswith("tinyr2."))
+            yield from ((alias.name.removeprefix("tinyr2."),) for alias in node.names
+                        if alias.name.startswith("tinyr2."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tinyr2":
+            module = node.module.removeprefix("tinyr2").removeprefix(".")
+            yield from ((f"{module}.{alias.name}".removeprefix("."), module) for alias in node.names)
 
 
-def imports_backwards(root: Path) -> list[str]:
-    """A notebook imports only what earlier notebooks make."""
-    names, modules = {}, {}  # -> the notebook that makes it
-    for path in paths(root):
-        for cell in code_cells(read(path)):
-            names |= dict.fromkeys(exported_names(cell), path.name)
-            modules |= dict.fromkeys(re.findall(r"(?m)^#\|\s*default_exp\s+(\w+)", source(cell)), path.name)
-    home, faults = names | modules, []
-    for where, cell in each_cell(root):
-        here = where.split(",")[0]
-        faults += [f"{where}: imports {name}, which {home.get(name, 'no notebook')} makes; earlier ones only"
-                   for name in tinyr2_imports(cell) if name not in home or home[name] >= here]
+def imports(root: Path) -> list[str]:
+    """The spine imports what earlier notebooks of the spine or a shelf make, and no modules import in a circle.
+
+    A notebook that makes no module, like the tour, may use everything.
+    """
+    notebooks = {path.stem: read(path) for path in paths(root)}
+    homes = {name: stem for stem, nb in notebooks.items() for cell in code_cells(nb) for name in exported_names(cell)}
+    homes |= {module_of(nb): stem for stem, nb in notebooks.items()}
+    spine = [path.stem for path in shelves(root)[SPINE]]
+    faults, needs = [], {stem: set() for stem in notebooks}
+    for stem, notebook in notebooks.items():
+        for number, cell in enumerate(code_cells(notebook), 1):
+            for names in tinyr2_imports(cell):
+                home = next((homes[name] for name in names if name in homes), None)
+                where = f"{stem}.ipynb, code cell {number} ({cell['id']}): imports {names[0]}, which"
+                if home is None:
+                    faults.append(f"{where} no notebook makes")
+                elif home == stem:
+                    faults.append(f"{where} it makes itself")
+                elif stem in spine and module_of(notebook) and home in spine[spine.index(stem):]:
+                    faults.append(f"{where} {home} makes; the spine imports what comes earlier")
+                elif is_export(cell):
+                    needs[stem].add(home)
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        faults.append(f"modules import in a circle: {' -> '.join(error.args[1])}")
     return faults
 
 
@@ -278,8 +365,9 @@ def parameters(root: Path) -> list[str]:
 
 
 GATES = {gate.__name__: gate for gate in (
-    tree_clean, notebooks_clean, package_in_step, cell_size, notebook_size, metadata, machine_paths,
-    outputs_sound, outputs_fresh, names_used, imports_backwards, parameters, readme, ruff)}
+    tree_clean, order, notebooks_clean, package_in_step, cell_size, classes_whole, private_names, notebook_size,
+    metadata, machine_paths,
+    outputs_sound, outputs_fresh, exports_used, imports, parameters, readme, ruff)}
 
 
 def main() -> int:

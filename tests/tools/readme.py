@@ -1,16 +1,18 @@
-"""Write README.md from nbs/index.ipynb, and the generated blocks of README.zh.md.
+"""Write README.md from nbs/index.ipynb, the generated blocks of README.zh.md, and the last line of every notebook.
 
-    readme.py            write both
+    readme.py            write them
     readme.py --check    only say whether they are up to date
 
-The results come from figures/results.json and the measured times from nbs/.outputs.json.
+The results come from figures/results.json, the measured times from nbs/.outputs.json, and from nbs/order.yaml the
+tables of notebooks and what each notebook names as the next.
 """
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
-from notebooks import ROOT, read, source
+from notebooks import ROOT, SPINE, descriptions, module_of, read, shelves, source, write
 
 HEADINGS = {"en": ["what", "before", "after", "difference", "command"],
             "zh": ["指标", "之前", "之后", "差值", "命令"]}
@@ -202,12 +204,35 @@ def times_line(locks: dict, records: dict, language: str) -> str:
                   "Jupyter 中每个另加几秒导入时间。"}[language]
 
 
+SHELVES = {  # the heading of each table of notebooks
+    "en": {SPINE: "the spine, read in this order", "parts": "parts: what the spine uses",
+           "engine": "engine: how it is fast", "data": "data: where tasks and files come from",
+           "bench": "bench: how it is measured", "studies": "studies: what was tried with it"},
+    "zh": {SPINE: "主线，按此顺序阅读", "parts": "部件：主线所用", "engine": "引擎：为什么快",
+           "data": "数据：任务与文件从哪里来", "bench": "测量：怎样得到数字", "studies": "研究：用它试过什么"}}
+
+
+def notebooks_tables(root: Path, language: str) -> str:
+    """A table for the spine and one for each shelf: the notebook, what it is about, the module that it exports."""
+    about, tables = descriptions(root), []
+    for shelf, notebooks in shelves(root).items():
+        rows = [f"| {SHELVES[language].get(shelf, shelf)} | | |", "|---|---|---|"]
+        for path in notebooks:
+            module = module_of(read(path))
+            name = path.relative_to(root / "nbs").as_posix()
+            link = f"[{path.stem}]({'nbs/' if language == 'zh' else ''}{name})"
+            rows.append(f"| {link} | {about[path.stem][language]} | {f'`tinyr2.{module}`' if module else '–'} |")
+        tables.append("\n".join(rows))
+    return "\n\n".join(tables)
+
+
 def blocks(root: Path, language: str) -> dict[str, str]:
     """The generated parts by name."""
     records = json.loads((root / "figures" / "results.json").read_text(encoding="utf-8"))
     locks = json.loads((root / "nbs" / ".outputs.json").read_text(encoding="utf-8"))
     return {"results": results_table(records, language), "measures": measures_table(records, language),
-            "speeds": speeds_table(records, language), "times": times_line(locks, records, language)}
+            "speeds": speeds_table(records, language), "times": times_line(locks, records, language),
+            "notebooks": notebooks_tables(root, language)}
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
@@ -222,23 +247,47 @@ def fill(text: str, parts: dict[str, str]) -> str:
 def english(root: Path) -> str:
     """README.md: the markdown of the index notebook, with its links seen from the top of the repository."""
     cells = [source(c) for c in read(root / "nbs" / "index.ipynb")["cells"] if c["cell_type"] == "markdown"]
-    text = "\n\n".join(cell.strip() for cell in cells).replace("../", "")
-    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).replace("~~~", "```")
-    return "<!-- Written by tests/tools/readme.py from nbs/index.ipynb. -->\n\n" + fill(text, blocks(root, "en")) + "\n"
+    text = fill("\n\n".join(cell.strip() for cell in cells), blocks(root, "en")).replace("../", "")
+    text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("~~~", "```")
+    return f"<!-- Written by tests/tools/readme.py from nbs/index.ipynb. -->\n\n{text}\n"
+
+
+NEXT = re.compile(r"\n+\*\*Next\*\*: [^\n]*$")
+
+
+def with_footers(root: Path) -> dict[Path, dict]:
+    """The notebooks whose last line is not the one that follows from the order, with the right one."""
+    about, changed = descriptions(root), {}
+    index = root / "nbs" / "index.ipynb"
+    for notebooks in shelves(root).values():
+        for path, following in zip(notebooks, [*notebooks[1:], index]):
+            link = Path(os.path.relpath(following, path.parent)).as_posix()
+            text = f"[{following.stem}]({link}): {about[following.stem]['en']}." if following != index else (
+                f"[the overview]({link}).")  # fmt: skip
+            notebook = read(path)
+            last = notebook["cells"][-1]
+            wanted = f"{NEXT.sub('', source(last))}\n\n**Next**: {text}"
+            if source(last) != wanted:
+                last["source"] = wanted.splitlines(keepends=True)
+                changed[path] = notebook
+    return changed
 
 
 def faults(root: Path = ROOT) -> list[str]:
-    """Which of the two files is not what this tool would write."""
+    """What is not as this tool would write it."""
     chinese = (root / "README.zh.md").read_text(encoding="utf-8")
     wanted = {"README.md": english(root), "README.zh.md": fill(chinese, blocks(root, "zh"))}
     return [f"{name} is not up to date; run make readme" for name, text in wanted.items()
-            if not (root / name).exists() or (root / name).read_text(encoding="utf-8") != text]
+            if not (root / name).exists() or (root / name).read_text(encoding="utf-8") != text] + [
+                f"{path.name} names another notebook as the next; run make readme" for path in with_footers(root)]
 
 
 def main() -> int:
     if "--check" in sys.argv:
         print("\n".join(found := faults()) or "README.md and README.zh.md are up to date")
         return bool(found)
+    for path, notebook in with_footers(ROOT).items():
+        write(path, notebook)
     (ROOT / "README.md").write_text(english(ROOT), encoding="utf-8")
     chinese = ROOT / "README.zh.md"
     chinese.write_text(fill(chinese.read_text(encoding="utf-8"), blocks(ROOT, "zh")), encoding="utf-8")

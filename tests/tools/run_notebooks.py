@@ -37,15 +37,15 @@ HEADLESS = {  # quiet and offline; a variable that is already set keeps its valu
     "GOMP_SPINCOUNT": "10000",  # as tinyr2 itself sets it, but here before torch is imported
     "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, whatever else is registered
 }
-FIRST = ("00_environment",)  # alone: what it leaves in the cache, others read
+FIRST = ("01_environment",)  # alone: what it leaves in the cache, others read
 FEWER = {  # torch and oneDNN read these when they are loaded: no instructions beyond AVX2
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "ATEN_CPU_CAPABILITY": "avx2",
 }
 TIMEOUT = 7200  # seconds for a notebook: it ends what hangs, and leaves a slow machine its time
-EARLY = ("03_tiny_world", "01_long_context", "08_opd_loop")  # the world, beside one without; the longest
-LAST = ("11_rollout_speed", "11_speed", "11_student_teacher")  # alone at the end: they measure time
-AFTER = {"11_evaluation": "08_opd_loop", "11_prompts": "08_opd_loop"}  # reads the model that the other has trained
+EARLY = ("tiny_world", "long_context", "11_trainer")  # the world, beside one without; the longest
+LAST = ("step", "components", "student_and_teacher")  # alone at the end: they measure time
+AFTER = {"13_evaluation": "11_trainer", "article_prompts": "11_trainer"}  # reads the model that the other has trained
 
 
 def cpu_setting() -> str:
